@@ -3,31 +3,27 @@
 # requires-python = ">=3.9"
 # dependencies = ["pika>=1.2", "urllib3>=1.26.5"]
 # ///
-"""K2HR3 OpenStack Notification Listener.
+"""K2HR3 OpenStack Notification Listener: takes deleted instances out of their K2HR3 roles.
 
-Takes instances that OpenStack deleted out of their K2HR3 roles: it consumes the "port deleted"
-and "instance deleted" notifications of Neutron and Nova from RabbitMQ and calls DELETE on
-K2HR3's Role API for each.
+It consumes Neutron's "port deleted" and Nova's "instance deleted" notifications from RabbitMQ
+and calls DELETE on K2HR3's Role API for each:
 
-    Neutron, Nova ──> exchange ──> pool queue ──> decode, filter ──> DELETE ──> K2HR3 Role API
-                                       ▲                │ failed
-                                       │                ▼
-                            first met here       <queue>.retry  (tried again until it succeeds)
-                                                 <queue>.dead_letter  (for a person to look at)
+    Neutron, Nova ─> exchange ─> pool queue ─> decode, filter ─> DELETE ─> K2HR3 Role API
+                                                   │        ▲
+                              <pool>.dead_letter <─┴─────>  └── <pool>.retry  (K2HR3 failed)
 
 Every delivery gets one verdict: ignored, done, retry or dead letter. Nothing is acked before
-what replaces it is confirmed, so a crash repeats a deletion (harmless) and never loses one.
+what replaces it is confirmed, so a crash repeats a deletion, which is harmless.
 
-Run it:     k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini
-Embed it:   from k2hr3_osnl import Config, Endpoint, Listener
-            Listener(Config.load("k2hr3_osnl.ini"), Endpoint()).run()
+Run it:    k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini
+Embed it:  from k2hr3_osnl import Config, Endpoint, Listener
+           Listener(Config.load("k2hr3_osnl.ini"), Endpoint()).run()
 """
 from __future__ import annotations
 
 import argparse
 import bz2
 import configparser
-import contextlib
 import copy
 import dataclasses
 import difflib
@@ -54,102 +50,70 @@ import zlib
 from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
-from ssl import SSLContext
-from typing import (
-    Any,
-    Callable,
-    Deque,
-    Dict,
-    Iterable,
-    Mapping,
-    NamedTuple,
-    Optional,
-    Tuple,
-    TypeVar,
-    cast,
-)
+from typing import Any, Callable, Deque, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple
 
 import pika
 import urllib3
+from pika import exceptions as amqp
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import (
-    AMQPChannelError,
-    AMQPError,
-    ChannelClosed,
-    ChannelClosedByBroker,
-    ConnectionClosed,
-    NackError,
-    ProbableAccessDeniedError,
-    ProbableAuthenticationError,
-    UnroutableError,
-)
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 __version__ = "2.0.0"
 __all__ = ["Config", "ConfigError", "Deletion", "Endpoint", "Error", "Listener",
            "MalformedNotification", "Notification", "RoleApi", "RoleApiError"]
-
 LOG = logging.getLogger("k2hr3_osnl")
-T = TypeVar("T")
-
 
 # --- Errors ------------------------------------------------------------------------------------
+
 
 class Error(Exception):
     """What every error of this program is."""
 
 
 class ConfigError(Error):
-    """A setting is wrong: names file, section, option, the value and what is accepted."""
+    """A setting is wrong; names file, section, option, value and what is accepted."""
 
 
 class MalformedNotification(Error):
-    """A notification that no attempt can ever make good: it becomes a dead letter."""
+    """A notification that no attempt can ever make good: a dead letter."""
 
 
 class RoleApiError(Error):
-    """An attempt at a deletion failed: what was asked, what came back, what to check.
+    """A failed attempt: what was asked, what came back, what to check.
 
-    :param status: the HTTP status, None when there was no answer
-    :param timed_out: the attempt ended because its time was over
-    :param retry_after: seconds the API asked to wait, None where it did not
+    `status` is None without an answer; `retry_after` is in seconds, 0 where not asked for.
     """
 
     def __init__(self, message: str, status: int | None = None, timed_out: bool = False,
-                 retry_after: float | None = None) -> None:
+                 retry_after: float = 0.0) -> None:
         super().__init__(message)
-        self.status = status
-        self.timed_out = timed_out
-        self.retry_after = retry_after
+        self.status, self.timed_out, self.retry_after = status, timed_out, retry_after
 
 
 # --- Settings ----------------------------------------------------------------------------------
 
+
 class Kind(NamedTuple):
-    """What an option accepts, in words for the operator, and how its text is read."""
+    """What an option accepts, in words, and what reads its text or raises."""
 
     accepts: str
     parse: Callable[[str], Any]
 
 
-def whole(lowest: int, highest: int) -> Kind:
-    """Whole numbers of a range, both ends included."""
+def _form(accepts: str, pattern: str) -> Kind:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError
+        return text
+    return Kind(accepts, parse)
+
+
+def _whole(lowest: int, highest: int) -> Kind:
     def parse(text: str) -> int:
         if not lowest <= int(text) <= highest:
             raise ValueError
         return int(text)
     return Kind(f"a whole number from {lowest} to {highest}", parse)
-
-
-def one_of(*words: str) -> Kind:
-    """One of some words, in any case."""
-    return Kind("one of " + ", ".join(words), lambda text: words[words.index(text.lower())])
-
-
-def _parse_name(text: str) -> str:
-    if not 0 < len(text.encode()) <= 200:  # AMQP's names end at 255 bytes, ours get suffixes
-        raise ValueError
-    return text
 
 
 def _parse_rules(text: str) -> Rules:
@@ -163,50 +127,38 @@ def _parse_file(text: str) -> str:
     return text
 
 
-def _parse_api_url(text: str) -> str:
-    url = urllib.parse.urlsplit(text)
-    if (url.scheme not in ("http", "https") or not url.hostname or url.port == 0
-            or url.query or url.fragment or "@" in url.netloc
-            or not re.fullmatch(r"[!-~]+", text)):
-        raise ValueError
-    return text
-
-
 def _parse_transport_url(text: str) -> str:
     parse_transport_url(text)
     return text
 
 
+Regex = Optional["re.Pattern[str]"]
 Rules = Tuple[Tuple[str, "re.Pattern[str]"], ...]
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING,
-          "warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL,
-          "notset": logging.NOTSET}
-TEXT = Kind("text", str)
-NAME = Kind("a name of 1 to 200 bytes", _parse_name)
-POOL = Kind("a name of at most 200 bytes, or nothing", lambda text: text and _parse_name(text))
-LEVEL = one_of(*LEVELS)
-BOOLEAN = Kind("true or false",
-               lambda text: configparser.ConfigParser.BOOLEAN_STATES[text.lower()])
+          "error": logging.ERROR, "critical": logging.CRITICAL, "notset": logging.DEBUG}
+TEXT, FILE = Kind("text", str), Kind("a file that can be read", _parse_file)
+LEVEL = _form("one of " + ", ".join(LEVELS), "|".join(LEVELS))
+NAME = _form("a name of 1 to 200 characters", "[!-~]{1,200}")
+POOL = _form("a name of up to 200 characters, or nothing", "[!-~]{0,200}")
+LOGIN = _form("one of AMQPLAIN, PLAIN, EXTERNAL", "(?i)amqplain|plain|external")
+BOOLEAN = Kind("true or false", lambda text: configparser.ConfigParser.BOOLEAN_STATES[text.lower()])
 REGEX = Kind("a regular expression", lambda text: re.compile(text) if text else None)
 RULES = Kind("key:regex,key:regex", _parse_rules)
-FILE = Kind("a file that can be read", _parse_file)
-API_URL = Kind("http[s]://host[:port]/path, without user, password or query", _parse_api_url)
-TRANSPORT_URL = Kind("rabbit://user:password@host:port[,user:password@host:port]/virtual_host, "
-                     "user and password %-encoded", _parse_transport_url)
+API_URL = _form("http[s]://host[:port][/path], without user or query",
+                r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?(/[!-\"$->@-~]*)?")
+TRANSPORT_URL = Kind("rabbit://user:password@host:port[,user:password@host:port]/virtual_host "
+                     "with user and password %-encoded", _parse_transport_url)
 
 
-def option(kind: Kind, default: Any, meaning: str, *other_names: str) -> Any:
-    """An entry of the option table: a dataclass field that says how it is read and what it is for.
-
-    :param other_names: what the predecessor or an older oslo.messaging calls the same option
-    """
-    return dataclasses.field(default=default, repr=kind is not TRANSPORT_URL, metadata={
-        "kind": kind, "meaning": meaning, "names": other_names})
+def option(kind: Kind, default: Any, meaning: str) -> Any:
+    """An entry of the option table, as the field of a section's dataclass."""
+    return dataclasses.field(default=default, repr=kind is not TRANSPORT_URL,
+                             metadata={"kind": kind, "meaning": meaning})
 
 
 @dataclass(frozen=True)
 class Default:
-    """``[DEFAULT]``: a section of its own, inherited by none."""
+    """``[DEFAULT]``: a section of its own, not inherited."""
 
     log_file: str = option(TEXT, "sys.stderr", "sys.stderr, sys.stdout or a file, rotated daily")
     debug_level: str = option(LEVEL, "info", "log level of this program")
@@ -222,48 +174,31 @@ class Source:
                                 "the brokers that OpenStack publishes to")
     topic: str = option(NAME, "notifications", "routing keys are <topic>.<priority>")
     exchange: str = option(NAME, "neutron", "control_exchange of the publishing service")
-    event_type: Optional[re.Pattern[str]] = option(
-        REGEX, re.compile(r"^port\.delete\.end$"), "which events are deletions")
-    publisher_id: Optional[re.Pattern[str]] = option(
-        REGEX, re.compile(r"^network.*$"), "whose events are heard")
+    event_type: Regex = option(REGEX, re.compile(r"^port\.delete\.end$"), "which events count")
+    publisher_id: Regex = option(REGEX, re.compile(r"^network.*$"), "whose events count")
     context: Rules = option(RULES, (), "what values of the request context must match")
     metadata: Rules = option(RULES, (), "what message_id and timestamp must match")
     payload: Rules = option(RULES, (), "what values of the payload must match")
-    pool: str = option(POOL, "k2hr3_osnl",
-                       "our queue; empty: consume the services' own <topic>.<priority>")
+    pool: str = option(POOL, "k2hr3_osnl", "our queue; empty: the services' <topic>.<priority>")
     name: str = "oslo_messaging_notifications"
 
 
 @dataclass(frozen=True)
 class Rabbit:
-    """``[oslo_messaging_rabbit]``: the options of oslo.messaging's RabbitMQ driver that matter."""
+    """``[oslo_messaging_rabbit]``: what matters here of oslo.messaging's RabbitMQ driver."""
 
-    ssl: bool = option(BOOLEAN, False, "TLS to the broker", "rabbit_use_ssl")
-    ssl_ca_file: str = option(FILE, "", "CA of the broker; empty: encrypted but unverified",
-                              "kombu_ssl_ca_certs")
-    ssl_cert_file: str = option(FILE, "", "our certificate", "kombu_ssl_certfile")
-    ssl_key_file: str = option(FILE, "", "its key", "kombu_ssl_keyfile")
-    ssl_enforce_hostname_verification: bool = option(
-        BOOLEAN, True, "the broker's certificate must name its host")
-    rabbit_login_method: str = option(
-        one_of("amqplain", "plain", "external"), "amqplain",
-        "AMQPLAIN and PLAIN are sent as PLAIN; EXTERNAL: the certificate is the login")
+    ssl: bool = option(BOOLEAN, False, "TLS to the broker")
+    ssl_ca_file: str = option(FILE, "", "CA of the broker; empty: encrypted but unverified")
+    ssl_cert_file: str = option(FILE, "", "our certificate")
+    ssl_key_file: str = option(FILE, "", "its key")
+    ssl_enforce_hostname_verification: bool = option(BOOLEAN, True, "certificate must name host")
+    rabbit_login_method: str = option(LOGIN, "AMQPLAIN", "AMQPLAIN and PLAIN are sent as PLAIN")
     rabbit_quorum_queue: bool = option(BOOLEAN, False, "create quorum queues")
-    rabbit_qos_prefetch_count: int = option(
-        whole(0, 65535), 0, "unacknowledged notifications held at most; 0: 200")
-    heartbeat_timeout_threshold: int = option(whole(0, 3600), 60, "seconds; 0: no heartbeat")
-    rabbit_retry_interval: int = option(whole(1, 3600), 1, "first pause between connects, seconds")
-    rabbit_retry_backoff: int = option(whole(0, 3600), 2, "seconds it grows by each time")
-    rabbit_interval_max: int = option(whole(1, 3600), 30, "the longest such pause, seconds")
-
-    def ssl_context(self) -> SSLContext | None:
-        """The TLS context for brokers, None without `ssl`; :raises ConfigError: unusable files."""
-        if not self.ssl:
-            return None
-        return tls_context("[oslo_messaging_rabbit] ssl_ca_file, ssl_cert_file, ssl_key_file",
-                           self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file,
-                           verify=bool(self.ssl_ca_file),
-                           check_hostname=self.ssl_enforce_hostname_verification)
+    rabbit_qos_prefetch_count: int = option(_whole(0, 65535), 0, "notifications in hand; 0: 200")
+    heartbeat_timeout_threshold: int = option(_whole(0, 3600), 60, "seconds; 0: no heartbeat")
+    rabbit_retry_interval: int = option(_whole(1, 3600), 1, "first pause between connects, seconds")
+    rabbit_retry_backoff: int = option(_whole(0, 3600), 2, "by how much it grows, seconds")
+    rabbit_interval_max: int = option(_whole(1, 3600), 30, "the longest such pause, seconds")
 
 
 @dataclass(frozen=True)
@@ -271,57 +206,29 @@ class K2hr3:
     """``[k2hr3]``: the Role API."""
 
     api_url: str = option(API_URL, "https://localhost/v1/role", "K2HR3's Role API")
-    timeout_seconds: int = option(whole(1, 600), 60, "an attempt ends within this")
-    retry_interval_seconds: int = option(whole(1, 600), 60, "longest pause between two attempts")
-    max_retries: int = option(
-        whole(0, 1000), 5, "how often the command delete tries one again", "retries")
+    timeout_seconds: int = option(_whole(1, 600), 60, "an attempt ends within this")
+    retry_interval_seconds: int = option(_whole(1, 600), 60, "longest pause between attempts")
+    max_retries: int = option(_whole(0, 1000), 5, "how often the command delete tries again")
     allow_self_signed_cert: bool = option(BOOLEAN, False, "do not verify the API's certificate")
     ca_file: str = option(FILE, "", "CA of the API; empty: the system's")
     cert_file: str = option(FILE, "", "our certificate")
     key_file: str = option(FILE, "", "its key")
-    concurrency: int = option(whole(1, 256), 1, "attempts at once")
+    concurrency: int = option(_whole(1, 256), 1, "attempts at once")
     dead_letter_after_seconds: int = option(
-        whole(0, 10 ** 9), 0, "a deletion that fails for so long is a dead letter; 0: never")
-
-    def ssl_context(self) -> SSLContext:
-        """The TLS context for an https API; :raises ConfigError: unusable files."""
-        return tls_context("[k2hr3] ca_file, cert_file, key_file",
-                           self.ca_file, self.cert_file, self.key_file,
-                           verify=not self.allow_self_signed_cert, check_hostname=True)
+        _whole(0, 10 ** 9), 0, "a deletion failing for so long is a dead letter; 0: never")
 
 
-def tls_context(options: str, ca_file: str, cert_file: str, key_file: str,
-                verify: bool, check_hostname: bool) -> ssl.SSLContext:
-    """A client's TLS context; `options` names the settings in a `ConfigError`."""
-    try:
-        context = ssl.create_default_context(cafile=ca_file or None)
-        if cert_file:
-            context.load_cert_chain(cert_file, key_file or None, password="")
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise ConfigError(f"{options}: {error}: accepted are files in PEM format, "
-                          "a key without a pass phrase") from None
-    context.check_hostname = verify and check_hostname
-    context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
-    return context
-
-
-NOTIFICATIONS = "oslo_messaging_notifications"
-#: The option table, one dataclass a section; a named source's section is a Source too.
+NOTIFICATIONS, RABBIT = "oslo_messaging_notifications", "oslo_messaging_rabbit"
+#: The option table: one dataclass a section. A named source's section is like the second.
 OPTIONS: dict[str, Any] = {
-    "DEFAULT": Default, NOTIFICATIONS: Source, "oslo_messaging_rabbit": Rabbit, "k2hr3": K2hr3}
-#: Options that the predecessor or oslo.messaging know; accepted, and of no effect here.
+    "DEFAULT": Default, NOTIFICATIONS: Source, RABBIT: Rabbit, "k2hr3": K2hr3}
+#: Options that the predecessor or oslo.messaging know, accepted without effect.
 WITHOUT_EFFECT = {NOTIFICATIONS: ("executor", "allow_requeue", "topics", "driver", "retry"),
                   "k2hr3": ("requeue_on_error",)}
-
-
-class Setting(NamedTuple):
-    """The text of one option and the file or variable it stands in."""
-
-    text: str
-    origin: str
-
-
-Settings = Dict[str, Dict[str, Setting]]
+#: Other names of options.
+SAME_AS = {"retries": "max_retries"}
+#: Section -> option -> its text, and the file or variable it stands in.
+Settings = Dict[str, Dict[str, Tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -337,47 +244,55 @@ class Config:
 
     @property
     def queue(self) -> str:
-        """Our queue, whose name the retry and the dead-letter queue carry on."""
+        """Our queue, after which the retry and the dead-letter queue are named."""
         return self.sources[0].pool or "k2hr3_osnl"
 
     @classmethod
     def load(cls, *files: str, environ: Mapping[str, str] = os.environ) -> Config:
-        """Read settings files, later ones over earlier ones, and the environment over them.
+        """Read settings files, later over earlier ones, and ``OS_<SECTION>__<OPTION>`` over them.
 
-        Read as oslo.config does: the last of duplicate keys wins, surrounding quotes go, ``$$``
-        is ``$``, ``%`` is nothing special, ``OS_<SECTION>__<OPTION>`` in the environment.
+        As oslo.config reads them: the last of duplicate keys wins, surrounding quotes go, ``$$``
+        is ``$``, ``%`` is nothing special.
 
         :raises ConfigError: a file can't be read, or a value is wrong
         """
         settings: Settings = {section: {} for section in OPTIONS}
         for file in files:
             _read_file(file, settings)
-        sections = {section.upper(): section for section in settings}
-        for variable, value in environ.items():
+        variables = {f"OS_{section}__".upper(): section for section in settings}
+        for variable, text in environ.items():
             prefix, mark, name = variable.upper().partition("__")
-            if mark and prefix[:3] == "OS_" and prefix[3:] in sections:
-                settings[sections[prefix[3:]]][name.lower()] = Setting(
-                    _oslo_text(value), f"environment variable {variable}")
+            if prefix + mark in variables:
+                settings[variables[prefix + mark]][SAME_AS.get(name.lower(), name.lower())] = (
+                    _oslo_text(text), f"environment variable {variable}")
         warnings = list(_unknown_options(settings))
-
-        default: Default = _section("DEFAULT", settings, Default())
-        base: Source = _section(NOTIFICATIONS, settings, dataclasses.replace(
-            Source(), transport_url=default.transport_url or Source.transport_url))
+        default = _section("DEFAULT", settings, Default())
+        base = _section(NOTIFICATIONS, settings, Source(
+            transport_url=default.transport_url or Source.transport_url))
         named = [_section(section, settings, base) for section in settings
                  if section.startswith(NOTIFICATIONS + ":")]
         for source in named:
             if source.transport_url != base.transport_url:
-                raise ConfigError(
-                    f"{settings[source.name]['transport_url'].origin}: [{source.name}] "
-                    f"transport_url: accepted is the one of [{NOTIFICATIONS}], which all sources "
-                    "share; for another broker run a second listener")
-        # the query of a transport URL overrides the driver's options, as in oslo.messaging
-        for name, value in urllib.parse.parse_qsl(base.transport_url.partition("?")[2]):
-            settings["oslo_messaging_rabbit"][name] = Setting(value, "query of transport_url")
-        config = cls(default, tuple(named) or (base,),
-                     _section("oslo_messaging_rabbit", settings, Rabbit()),
-                     _section("k2hr3", settings, K2hr3()), files)
-        return dataclasses.replace(config, warnings=(*warnings, *_risks(config)))
+                raise ConfigError(f"{settings[source.name]['transport_url'][1]}: [{source.name}] "
+                                  f"transport_url: accepted is the one of [{NOTIFICATIONS}]; for "
+                                  "another broker run a second listener")
+        # oslo.messaging lets the query of a transport URL override its driver's options
+        for name, text in urllib.parse.parse_qsl(base.transport_url.partition("?")[2]):
+            settings[RABBIT][name] = text, "query of transport_url"
+        rabbit = _section(RABBIT, settings, Rabbit())
+        k2hr3 = _section("k2hr3", settings, K2hr3())
+        sources = tuple(named) or (base,)
+        if rabbit.ssl and not rabbit.ssl_ca_file:
+            warnings.append(f"[{RABBIT}] ssl without ssl_ca_file: encrypted but unverified")
+        if k2hr3.allow_self_signed_cert:
+            warnings.append("[k2hr3] allow_self_signed_cert: any server is trusted; see ca_file")
+        warnings += [f"[{source.name}] event_type accepts {event_type}: living instances would "
+                     "lose their rights" for source in sources for event_type in
+                     ("port.update.end", "instance.update", "compute.instance.update")
+                     if _matches(source.event_type, event_type)]
+        warnings += [f"{file}: can be read by everyone, and may hold a password: chmod o-r"
+                     for file in files if os.stat(file).st_mode & 0o004]
+        return cls(default, sources, rabbit, k2hr3, files, tuple(warnings))
 
 
 def _oslo_text(text: str) -> str:
@@ -393,191 +308,166 @@ def _read_file(file: str, settings: Settings) -> None:
     try:
         with open(file, encoding="utf-8-sig") as lines:
             parser.read_file(lines)
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}: accepted is a readable file") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{file}: not UTF-8: accepted is UTF-8 text") from None
-    except configparser.MissingSectionHeaderError as error:
-        raise ConfigError(f"{file}: line {error.lineno}: accepted is a [section] first") from None
-    except configparser.ParsingError as error:  # its own text quotes the line, password and all
-        line = error.errors[0][0]
-        raise ConfigError(f"{file}: line {line}: accepted is option = value") from None
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        # configparser's own text quotes the line, password and all
+        where = [str(number) for number, _ in getattr(error, "errors", ())] or [
+            str(getattr(error, "lineno", ""))]
+        what = f"line {where[0]} is no option = value" if where[0] else str(error)
+        raise ConfigError(f"{file}: {what}: accepted is a text file of [section] and "
+                          "option = value") from None
     for section in parser.sections():
         for name, text in parser.items(section):
-            settings.setdefault(section, {})[name] = Setting(_oslo_text(text), file)
+            settings.setdefault(section, {})[SAME_AS.get(name, name)] = _oslo_text(text), file
 
 
-def _section(section: str, settings: Settings, base: T) -> T:
-    """`base` with what `settings` say of the section."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(base):  # type: ignore[arg-type]
-        for name in (field.name, *field.metadata.get("names", ())):
-            setting = settings[section].get(name)
-            if setting is None or not field.metadata:
-                continue
-            kind = field.metadata["kind"]
+def _section(section: str, settings: Settings, base: Any) -> Any:
+    """`base`, the dataclass of a section, with what the settings say."""
+    values: dict[str, Any] = {"name": section} if isinstance(base, Source) else {}
+    for field in dataclasses.fields(base):
+        if field.metadata and field.name in settings[section]:
+            kind, (text, origin) = field.metadata["kind"], settings[section][field.name]
             try:
-                values[field.name] = kind.parse(setting.text)
+                values[field.name] = kind.parse(text)
             except (ValueError, LookupError, OSError, re.error, ConfigError):
-                shown = setting.text if kind is not TRANSPORT_URL else re.sub(
-                    "//.*", "//…", setting.text)
-                raise ConfigError(f"{setting.origin}: [{section}] {name} = {shown}: "
-                                  f"accepted is {kind.accepts}") from None
-            break
-    if isinstance(base, Source):
-        values["name"] = section
-    return dataclasses.replace(base, **values)  # type: ignore[type-var]
+                shown = re.sub("//.*", "//…", text) if kind is TRANSPORT_URL else text
+                raise ConfigError(f"{origin}: [{section}] {field.name} = {shown}: accepted is "
+                                  f"{kind.accepts}") from None
+    return dataclasses.replace(base, **values)
 
 
 def _unknown_options(settings: Settings) -> Iterable[str]:
     for section, given in settings.items():
         table = section.partition(":")[0]
         if table in WITHOUT_EFFECT:
-            known = [name for field in dataclasses.fields(OPTIONS[table]) if field.metadata
-                     for name in (field.name, *field.metadata["names"])]
-            known += WITHOUT_EFFECT[table]
-            for name in sorted(given.keys() - set(known)):
+            known = [field.name for field in dataclasses.fields(OPTIONS[table]) if field.metadata]
+            for name in given.keys() - {*known, *WITHOUT_EFFECT[table]}:
                 near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-                yield (f"{given[name].origin}: [{section}] {name}: unknown option; "
-                       f"the nearest known is {near}")
+                yield f"{given[name][1]}: [{section}] {name}: unknown; the nearest known is {near}"
 
 
-def _risks(config: Config) -> Iterable[str]:
-    """What the settings allow and an operator should know."""
-    if config.rabbit.ssl and not config.rabbit.ssl_ca_file:
-        yield "[oslo_messaging_rabbit] ssl without ssl_ca_file: encrypted but unverified"
-    if config.k2hr3.allow_self_signed_cert:
-        yield "[k2hr3] allow_self_signed_cert: any Role API is trusted; better is ca_file"
-    if not config.rabbit.heartbeat_timeout_threshold:
-        yield ("[oslo_messaging_rabbit] heartbeat_timeout_threshold = 0: "
-               "a connection that stalls is never noticed")
-    for source in config.sources:
-        for event_type in ("port.update.end", "instance.update", "compute.instance.update"):
-            if source.event_type is None or source.event_type.match(event_type):
-                yield (f"[{source.name}] event_type accepts {event_type}: "
-                       "living instances would lose their rights")
-    for file in config.files:
-        if os.stat(file).st_mode & 0o004:
-            yield f"{file}: may hold a password and can be read by everyone: chmod o-r"
+def tls_context(options: str, ca_file: str, cert_file: str, key_file: str,
+                verify: bool) -> ssl.SSLContext:
+    """A client's TLS context.
+
+    :param options: the names of the three files' options, for the error
+    :raises ConfigError: the files can't be used
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+        if cert_file:
+            context.load_cert_chain(cert_file, key_file or None, password="")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(f"{options}: {error}: accepted are PEM files, without pass phrase"
+                          ) from None
+    if not verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 # --- Transport ---------------------------------------------------------------------------------
 
-_TRANSPORT = re.compile(r"(?:rabbit|kombu|amqp)://(?P<hosts>[^/?]*)/?(?P<path>[^?]*)(?:\?.*)?")
-_HOST = re.compile(r"(?:(?P<user>[^:@]*)(?::(?P<password>.*))?@)?"
-                   r"(?:\[(?P<ipv6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\[\]:@\s]+))(?::(?P<port>\d+))?")
+_TRANSPORT = re.compile(r"(?:rabbit|kombu|amqp)://(?P<hosts>[^/?]+)/?(?P<path>[^?]*)(?:\?.*)?")
+_HOST = re.compile(r"(?:(?P<user>[^:@]*)(?::(?P<password>.*))?@)?(?:\[(?P<ipv6>[\da-fA-F:.%]+)\]|"
+                   r"(?P<name>[^\[\]:@\s]+))(?::(?P<port>[1-9]\d{0,4}))?")
 
 
 def parse_transport_url(url: str, rabbit: Rabbit = Rabbit()) -> list[pika.ConnectionParameters]:
-    """Read oslo.messaging's transport URL, whose hosts are alternatives to fail over to.
+    """Connection parameters for each host of a transport URL; they are alternatives.
 
     https://docs.openstack.org/oslo.messaging/latest/reference/transport.html
 
-    :returns: connection parameters, one per host
-    :raises ConfigError: the URL has another form; its text is not repeated, it holds a password
+    :raises ConfigError: another form; the URL itself is not repeated, it holds a password
     """
     parts = _TRANSPORT.fullmatch(url)
-    hosts = [_HOST.fullmatch(host) for host in parts["hosts"].split(",") if host] if parts else []
-    if parts is None or not hosts:
-        raise ConfigError(f"transport_url: accepted is {TRANSPORT_URL.accepts}")
-    context = rabbit.ssl_context()
-    parameters = []
-    for host in hosts:
-        if host is None or not 0 < int(host["port"] or 5672) < 65536:
+    hosts = [_HOST.fullmatch(host) for host in parts["hosts"].split(",")] if parts else []
+    tls = rabbit.ssl and tls_context(
+        f"[{RABBIT}] ssl_ca_file, ssl_cert_file, ssl_key_file", rabbit.ssl_ca_file,
+        rabbit.ssl_cert_file, rabbit.ssl_key_file, verify=bool(rabbit.ssl_ca_file))
+    if tls and not rabbit.ssl_enforce_hostname_verification:
+        tls.check_hostname = False
+    found = []
+    for host in hosts or [None]:
+        if parts is None or host is None or int(host["port"] or 5672) > 65535:
             raise ConfigError(f"transport_url: accepted is {TRANSPORT_URL.accepts}")
-        name = host["ipv6"] or host["host"]
-        credentials: Any = pika.PlainCredentials(
-            urllib.parse.unquote(host["user"] or "guest"),
-            urllib.parse.unquote(host["password"] or ("" if host["user"] else "guest")))
-        if rabbit.rabbit_login_method == "external":
-            credentials = pika.credentials.ExternalCredentials()
-        parameters.append(pika.ConnectionParameters(
-            host=name, port=int(host["port"] or 5672), credentials=credentials,
+        name = host["ipv6"] or host["name"]
+        user, password = (urllib.parse.unquote(text) for text in (
+            host["user"] or "guest", host["password"] or ("" if host["user"] else "guest")))
+        found.append(pika.ConnectionParameters(
+            host=name, port=int(host["port"] or 5672),
             virtual_host=urllib.parse.unquote(parts["path"]) or "/",
+            credentials=pika.credentials.ExternalCredentials()
+            if rabbit.rabbit_login_method.upper() == "EXTERNAL"
+            else pika.PlainCredentials(user, password),
             heartbeat=rabbit.heartbeat_timeout_threshold,
-            socket_timeout=CONNECT_SECONDS, stack_timeout=CONNECT_SECONDS,
-            ssl_options=pika.SSLOptions(context, name) if context else None,
-            client_properties={"connection_name": f"k2hr3_osnl {socket.gethostname()}"}))
-    return parameters
-
-
-#: Seconds for one host to accept, negotiate TLS and log us in.
-CONNECT_SECONDS = 5
+            ssl_options=pika.SSLOptions(tls, name) if tls else None,
+            socket_timeout=5, stack_timeout=5,  # seconds to accept, negotiate TLS and log us in
+            client_properties={"connection_name": f"k2hr3_osnl on {socket.gethostname()}"}))
+    return found
 
 
 def connect(hosts: list[pika.ConnectionParameters],
             give_up: Callable[[], bool] = lambda: False) -> pika.BlockingConnection:
-    """Connect to the first of the hosts that answers, tried in shuffled order as oslo does.
+    """Connect to the first host that answers, tried in shuffled order as oslo.messaging does.
 
     :param give_up: asked before each host
     :raises Error: none answered; names each and why
     """
     problems = []
     for host in random.sample(hosts, len(hosts)):
-        if give_up():
-            break
         try:
-            return pika.BlockingConnection(host)
-        except Exception as error:  # pika lets through whatever TLS, sockets and resolvers raise
+            if not give_up():
+                return pika.BlockingConnection(host)
+        except Exception as error:  # pika lets through what TLS, sockets and resolvers raise
             problems.append(f"{host.host}:{host.port}: {explain(error)}")
     raise Error("no broker reached: " + "; ".join(problems))
 
 
 def explain(error: BaseException | None) -> str:
     """One line about an error of pika's: what came back and what to check."""
-    if isinstance(error, ProbableAuthenticationError):
-        return "user or password refused: check transport_url"
-    if isinstance(error, ProbableAccessDeniedError):
-        return "access refused: check the virtual host in transport_url and the user's permissions"
-    if isinstance(error, (ConnectionClosed, ChannelClosed)):
+    if isinstance(error, (amqp.ProbableAuthenticationError, amqp.ProbableAccessDeniedError)):
+        return f"refused: check user, password and virtual host of transport_url ({error})"
+    if isinstance(error, (amqp.ConnectionClosed, amqp.ChannelClosed)):
         return f"{error.reply_code} {error.reply_text!s}"
     return " ".join(f"{type(error).__name__} {error}".split())[:300]
 
 
-def ensure_queue(connection: pika.BlockingConnection, name: str,
-                 quorum: bool | None) -> ChannelClosedByBroker | None:
-    """Use a queue as it is, else create it durable; each request on a channel of its own.
-
-    :param quorum: the type to create; None: do not create
-    :returns: None, or how the broker refused
-    """
-    # On 3.x a limit of -1 drops at the first return, on 4.x no limit means 20: neither is "never".
-    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2_000_000_000} if quorum else {
-        "x-queue-type": "classic"}
-    refused = None
-    for _ in range(2):  # 406 means that another listener was faster: then it exists
-        refused = refusal(connection, lambda channel: channel.queue_declare(name, passive=True))
-        if refused is None or refused.reply_code != 404 or quorum is None:
-            return refused
-        refused = refusal(connection, lambda channel: channel.queue_declare(
-            name, durable=True, arguments=arguments))
-        if refused is None or refused.reply_code != 406:
-            return refused
-    return refused
-
-
 def refusal(connection: pika.BlockingConnection,
-            request: Callable[[BlockingChannel], Any]) -> ChannelClosedByBroker | None:
-    """Make a request on a channel of its own, which the broker closes where it refuses."""
-    channel = connection.channel()
+            request: Callable[[BlockingChannel], Any]) -> amqp.ChannelClosedByBroker | None:
+    """Make a request on a channel of its own, since the broker closes it where it refuses."""
     try:
+        channel = connection.channel()
         request(channel)
         channel.close()
-    except ChannelClosedByBroker as error:
+    except amqp.ChannelClosedByBroker as error:
         return error
     return None
 
 
+def ensure_queue(connection: pika.BlockingConnection, name: str,
+                 create: str = "") -> amqp.ChannelClosedByBroker | None:
+    """Use a queue as it is, else create it as "classic" or "quorum"; returns how it was refused."""
+    arguments: dict[str, Any] = {"x-queue-type": create}
+    if create == "quorum":  # -1 drops at the first return on 3.x, and no limit means 20 on 4.x
+        arguments["x-delivery-limit"] = 2_000_000_000
+    for _ in range(2):  # a 406 means that another listener was faster: then it exists
+        refused = refusal(connection, lambda channel: channel.queue_declare(name, passive=True))
+        if refused and refused.reply_code == 404 and create:
+            refused = refusal(connection, lambda channel: channel.queue_declare(
+                name, durable=True, arguments=arguments))
+        if refused is None or refused.reply_code != 406:
+            break
+    return refused
+
+
 # --- Notification ------------------------------------------------------------------------------
 
-#: Bytes of a body, as it arrives and unpacked; notifications are some kilobytes.
-MAX_BYTES = 8 * 1024 * 1024
 PRIORITIES = ("audit", "debug", "info", "warn", "error", "critical", "sample")
+MAX_BYTES = 8 * 1024 * 1024  #: of a body, as it arrives and unpacked; usual are some thousand
 
 
 @dataclass(frozen=True)
 class Notification:
-    """What an OpenStack service published; the fields are those of oslo.messaging's endpoints."""
+    """What an OpenStack service published, in the words of oslo.messaging's endpoints."""
 
     context: Mapping[str, Any]
     publisher_id: str
@@ -594,55 +484,51 @@ def decode(body: bytes, properties: pika.BasicProperties) -> Notification:
 
     :raises MalformedNotification: it is none, with a reason that a person understands
     """
-    message = _json(_unpack(body, properties))
+    message = _parse_json(_unpack(body, properties))
     if "oslo.version" in message and "oslo.message" in message:
         version, text = message["oslo.version"], message["oslo.message"]
         if not isinstance(version, str) or version.partition(".")[0] != "2":
             raise MalformedNotification(f"envelope version {version!r} is not 2.x")
         if not isinstance(text, str):
             raise MalformedNotification("oslo.message is not a text")
-        message = _json(text)
+        message = _parse_json(text)
     for name in ("publisher_id", "event_type", "priority"):
         if not isinstance(message.get(name), str):
             raise MalformedNotification(f"{name} is missing or not a text")
     return Notification(
         {name[9:]: value for name, value in message.items() if name.startswith("_context_")},
         message["publisher_id"], message["event_type"], message["priority"].lower(),
-        message.get("payload"),
-        {"message_id": message.get("message_id"), "timestamp": message.get("timestamp")})
+        message.get("payload"), {name: message.get(name) for name in ("message_id", "timestamp")})
 
 
 def _unpack(body: bytes, properties: pika.BasicProperties) -> str:
     compression = (properties.headers or {}).get("compression")
+    unpackers: dict[Any, Any] = {"application/x-gzip": zlib.decompressobj,
+                                 "application/x-bz2": bz2.BZ2Decompressor}
     try:
-        if compression == "application/x-gzip":
-            unpacker: Any = zlib.decompressobj()
-        elif compression == "application/x-bz2":
-            unpacker = bz2.BZ2Decompressor()
-        elif compression:
-            raise MalformedNotification(f"compression {compression!r} is not known")
         if compression and len(body) <= MAX_BYTES:
+            unpacker = unpackers[compression]()
             body = unpacker.decompress(body, MAX_BYTES + 1)
             if len(body) <= MAX_BYTES and not unpacker.eof:
-                raise MalformedNotification(f"the {compression} body is cut off")
+                raise MalformedNotification(f"the {compression!r} body is cut off")
         if len(body) > MAX_BYTES:
             raise MalformedNotification(f"the body is larger than {MAX_BYTES} bytes")
         return body.decode()
     except UnicodeDecodeError:
         raise MalformedNotification("the body is not UTF-8") from None
+    except (LookupError, TypeError):
+        raise MalformedNotification(f"compression {compression!r} is not known") from None
     except (zlib.error, OSError) as error:
         raise MalformedNotification(f"the body is not {compression!r}: {error}") from None
 
 
-def _json(text: str) -> dict[str, Any]:
+def _parse_json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise MalformedNotification(f"not JSON: {error}") from None
-    except RecursionError:
-        raise MalformedNotification("JSON nested too deep") from None
+    except (ValueError, RecursionError) as error:
+        raise MalformedNotification(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise MalformedNotification("JSON, but not an object")
+        raise MalformedNotification("the body is JSON, but not an object")
     return value
 
 
@@ -650,38 +536,35 @@ _EVENT_TYPE = re.compile(rb'event_type\\?"\s*:\s*\\?"([\w.:-]+)\\?"')
 
 
 def quick_event_type(body: bytes, properties: pika.BasicProperties) -> bytes | None:
-    r"""The event type where a look at the raw body shows it beyond doubt, else None.
+    r"""The event type where the raw body shows it beyond doubt: once, and no key in disguise.
 
-    Beyond doubt: it stands there once, and no other key can be it in disguise (any of its
-    letters, or a backslash, written as ``\u00..``).
+    None where it is compressed, or where letters of a key may be written as ``\u00..``.
     """
-    if properties.headers and "compression" in properties.headers:
-        return None
     found = _EVENT_TYPE.search(body)
-    if found is None or body.count(b"event_type") != 1 or rb"\u00" in body:
+    if (found is None or body.count(b"event_type") != 1 or rb"\u00" in body
+            or "compression" in (properties.headers or ())):
         return None
     return found[1]
 
 
 # --- Filter ------------------------------------------------------------------------------------
 
-def accepts(source: Source, notification: Notification) -> bool:
-    """The five rules of oslo.messaging's NotificationFilter, each where it is set.
 
-    A value that is not there or is no text does not match.
+def accepts(source: Source, notification: Notification) -> bool:
+    """The five rules of oslo.messaging's NotificationFilter; a value that is no text never matches.
+
     https://docs.openstack.org/oslo.messaging/latest/reference/notification_listener.html
     """
-    return (
-        _matches(source.event_type, notification.event_type)
-        and _matches(source.publisher_id, notification.publisher_id)
-        and all(isinstance(values, dict) and _matches(regex, values.get(key))
-                for rules, values in ((source.context, notification.context),
-                                      (source.metadata, notification.metadata),
-                                      (source.payload, notification.payload))
-                for key, regex in rules))
+    return (_matches(source.event_type, notification.event_type)
+            and _matches(source.publisher_id, notification.publisher_id)
+            and all(isinstance(values, dict) and _matches(regex, values.get(key))
+                    for rules, values in ((source.context, notification.context),
+                                          (source.metadata, notification.metadata),
+                                          (source.payload, notification.payload))
+                    for key, regex in rules))
 
 
-def _matches(regex: re.Pattern[str] | None, value: Any) -> bool:
+def _matches(regex: Regex, value: Any) -> bool:
     return regex is None or (isinstance(value, str) and regex.match(value) is not None)
 
 
@@ -694,8 +577,8 @@ _UUID = re.compile(r"[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a
 class Deletion:
     """What to take out of K2HR3: some addresses of an instance, or, without addresses, all of it.
 
-    :param cuk: the instance's UUID; kept as lower case with dashes, since K2HR3 compares texts
-        and answers 204 to any other spelling without removing anything
+    :param cuk: the instance's UUID, in any spelling; K2HR3 compares texts, and answers 204 to
+        any but lower case with dashes without removing anything
     :raises MalformedNotification: no UUID, or an address that is none
     """
 
@@ -714,109 +597,100 @@ class Deletion:
 
     @property
     def query(self) -> str:
-        """The query of the Role API's DELETE; `host` must not be there twice, nor empty."""
+        """The query of the DELETE. K2HR3 takes a `host` given twice for none: it widens."""
         host = {"host": json.dumps(self.ips)} if self.ips else {}
         return urllib.parse.urlencode({"extra": "openstack-auto-v1", **host, "cuk": self.cuk})
 
 
-def _port_deletion(payload: Mapping[str, Any]) -> Deletion | None:
+def _port_deletion(port: Mapping[str, Any]) -> Deletion | None:
     """Of Neutron's port: its addresses only, since the instance may live on without it."""
-    port = _typed(payload, "port", dict, {})
-    owner = _typed(port, "device_owner", str, None)
-    device_id = _typed(port, "device_id", str, "")
-    fixed_ips = _typed(port, "fixed_ips", list, [])
-    if (not device_id or not fixed_ips or (owner is not None and not owner.startswith("compute:"))
-            or (owner is None and not _UUID.fullmatch(device_id))):
+    owner, device_id = _typed(port, "device_owner", str), _typed(port, "device_id", str)
+    fixed_ips = _typed(port, "fixed_ips", list)
+    if (not device_id or not fixed_ips
+            or (not _UUID.fullmatch(device_id) if owner is None
+                else not owner.startswith("compute:"))):
         return None
-    return Deletion(device_id, tuple(
-        _typed(ip if isinstance(ip, dict) else {}, "ip_address", str, "") for ip in fixed_ips))
+    addresses: Any = [(ip if isinstance(ip, dict) else {}).get("ip_address") for ip in fixed_ips]
+    return Deletion(device_id, tuple(addresses))
 
 
-def _typed(values: Mapping[str, Any], key: str, kind: type, missing: Any) -> Any:
-    value = values.get(key)
-    if value is not None and not isinstance(value, kind):
-        raise MalformedNotification(f"{key} is a {type(value).__name__}, not a {kind.__name__}")
-    return missing if value is None else value
+def _typed(values: Mapping[str, Any], key: str, kind: type) -> Any:
+    """The value of a key, None where it is missing or null."""
+    if values.get(key) is not None and not isinstance(values[key], kind):
+        raise MalformedNotification(f"{key} is a {type(values[key]).__name__}, no {kind.__name__}")
+    return values.get(key)
 
 
-#: What tells a payload's shape, and how to read it; the first that fits.
-PAYLOAD_SHAPES: tuple[tuple[str, Callable[[Mapping[str, Any]], Deletion | None]], ...] = (
-    ("port", _port_deletion),
-    ("port_id", lambda payload: None),  # Neutron before it sent the port along
-    ("nova_object.data",
-     lambda payload: Deletion(_typed(payload, "nova_object.data", dict, {}).get("uuid"))),
-    ("instance_id", lambda payload: Deletion(payload["instance_id"])),
-)
+#: The key that tells a payload's shape, and what reads it; the first that fits.
+PAYLOAD_SHAPES: dict[str, Callable[[Any], Optional[Deletion]]] = {
+    "port": lambda payload: _port_deletion(_typed(payload, "port", dict) or {}),
+    "port_id": lambda payload: None,  # Neutron, before it sent the port along
+    "nova_object.data": lambda payload: Deletion(
+        _typed(_typed(payload, "nova_object.data", dict) or {}, "uuid", str)),
+    "instance_id": lambda payload: Deletion(payload["instance_id"]),
+}
 
 
 # --- Endpoint ----------------------------------------------------------------------------------
 
-class Endpoint:
-    """Turns accepted notifications into deletions. Subclass it to know more of them.
 
-    As with oslo.messaging's endpoints, a method is named after the priority it is for, and the
-    listener subscribes to ``<topic>.<priority>`` for each such method. A method that raises
-    makes the notification a dead letter.
+class Endpoint:
+    """Turns notifications into deletions. Subclass it to know more of them.
+
+    As with oslo.messaging's endpoints, a method is named after the priority it is for: the
+    listener subscribes to ``<topic>.<priority>`` for each such method.
     """
 
-    _told_old_neutron = False
+    _told_of_old_neutron = False
 
     def info(self, notification: Notification) -> Deletion | None:
         """The deletion that a notification leads to, None where it leads to none.
 
-        :raises MalformedNotification: the payload names no instance, or has wrong types
+        :raises MalformedNotification: as any error here, makes it a dead letter
         """
         payload = notification.payload
         if not isinstance(payload, dict):
             raise MalformedNotification("payload is not an object")
-        for key, to_deletion in PAYLOAD_SHAPES:
-            if key in payload:
-                if key == "port_id" and not self._told_old_neutron:
-                    self._told_old_neutron = True
-                    LOG.warning("Neutron sends ports without their instance and addresses, nothing "
-                                "can be deleted by them: use Nova's notifications instead")
-                return to_deletion(payload)
-        raise MalformedNotification("payload names no instance")
+        shape = next((key for key in PAYLOAD_SHAPES if key in payload), "")
+        if shape == "port_id" and not self._told_of_old_neutron:
+            self._told_of_old_neutron = True
+            LOG.warning("this Neutron deletes ports without saying whose: nothing can be deleted "
+                        "in K2HR3 by them; use Nova's notifications")
+        if not shape:
+            raise MalformedNotification("payload names no instance")
+        return PAYLOAD_SHAPES[shape](payload)
 
     def priorities(self) -> list[str]:
-        """The priorities there are methods for."""
+        """The priorities that there are methods for."""
         return [name for name in PRIORITIES if callable(getattr(self, name, None))]
 
     def deletion(self, notification: Notification) -> Deletion | None:
-        """Call the method of the notification's priority.
-
-        :raises MalformedNotification: the method raised, whatever it was
-        """
+        """What the method of the notification's priority makes of it; None without a method."""
         if notification.priority not in self.priorities():
             return None
-        try:
-            deletion = getattr(self, notification.priority)(notification)
-        except MalformedNotification:
-            raise
-        except Exception as error:
-            raise MalformedNotification(f"the endpoint raised {error!r}") from error
-        if deletion is not None and not isinstance(deletion, Deletion):
-            raise MalformedNotification(f"the endpoint returned {deletion!r}, not a Deletion")
+        deletion = getattr(self, notification.priority)(notification)
+        if not isinstance(deletion, (Deletion, type(None))):
+            raise MalformedNotification(f"the endpoint made {deletion!r} of it")
         return deletion
 
 
 # --- Role API ----------------------------------------------------------------------------------
 
 #: What to check, by the status that came back.
-STATUS_HINTS = {
-    400: "this host's address is not in the API's delhost role, or its store is down",
-    403: "this host's address is not in the API's delhost role, or its store died meanwhile",
-    404: "check the path of api_url",
-    414: "too many addresses for one request",
-    431: "too many addresses for one request",
-}
+STATUS_HINTS = {400: "this host's address is not in the API's delhost role, or its store is down",
+                403: "this host's address is not in the API's delhost role, or its store died",
+                404: "check the path of api_url", 414: "too many addresses for one request",
+                431: "too many addresses for one request"}
 
 
-class _DeadlineReader(io.RawIOBase):
-    """Reads a reply under one deadline: urllib3's time-outs begin anew with each byte."""
+_Response: Any = http.client.HTTPResponse
+
+
+class _Reply(io.RawIOBase):
+    """Reads a reply under one deadline; a socket's time-out begins anew with every byte."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock, self._raw = sock, sock.makefile("rb", buffering=0)
+        self._sock, self._file = sock, sock.makefile("rb", buffering=0)
         self._deadline = time.monotonic() + (sock.gettimeout() or 0.0)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
@@ -830,54 +704,47 @@ class _DeadlineReader(io.RawIOBase):
         if left <= 0:
             raise socket.timeout("the reply did not end in time")
         self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
+        return self._file.readinto(buffer)
 
     def close(self) -> None:
-        self._raw.close()
+        self._file.close()
         super().close()
 
 
 class _Connection(HTTPConnection):
-    """urllib3's connection with what the Role API needs; the two kinds below share it."""
+    """A connection whose attempts end in time, and that is not used again after idling."""
 
-    #: K2HR3 closes a connection that is idle for 5 s, so one idle for 4 s is not used again.
-    idle_seconds = 4.0
-    _last_used = 0.0
+    idle_seconds = 4.0  # K2HR3 closes it after 5
+    used = 0.0
+    response_class: Any = staticmethod(
+        lambda sock, *rest, **more: _Response(_Reply(sock), *rest, **more))
 
     def _new_conn(self) -> socket.socket:
-        """Try all addresses of the host within one time-out; urllib3 gives each one its own."""
+        """All addresses of the host share one time-out; urllib3 would give it to each."""
         name, deadline = self._dns_host, time.monotonic() + float(self.timeout or 0)
         try:
             found = socket.getaddrinfo(name, self.port, type=socket.SOCK_STREAM)
         except OSError:
-            found = []
-        addresses = list(dict.fromkeys(str(info[4][0]) for info in found)) or [name]
-        try:
-            for left in range(len(addresses) - 1, -1, -1):
-                self._dns_host = addresses[-1 - left]
-                self.timeout = max(0.01, deadline - time.monotonic())
-                try:
-                    sock = super()._new_conn()
-                    sock.settimeout(max(0.01, deadline - time.monotonic()))
-                    return sock
-                except urllib3.exceptions.HTTPError:
-                    if not left:
-                        raise
-        finally:
-            self._dns_host = name
-        raise AssertionError("unreachable")
+            return super()._new_conn()  # raises what urllib3 calls it
+        for number, address in enumerate(found, 1):
+            self._dns_host = str(address[4][0])
+            self.timeout = max(0.01, deadline - time.monotonic())
+            try:
+                sock = super()._new_conn()
+                sock.settimeout(max(0.01, deadline - time.monotonic()))
+                return sock
+            except urllib3.exceptions.HTTPError:
+                if number == len(found):
+                    raise
+            finally:
+                self._dns_host = name
+        raise AssertionError("getaddrinfo found nothing and said nothing")
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        if self.sock is not None and time.monotonic() - self._last_used > self.idle_seconds:
+    def request(self, *rest: Any, **more: Any) -> None:
+        if self.sock is not None and time.monotonic() - self.used > self.idle_seconds:
             self.close()
-        super().request(*args, **kwargs)
-
-    def getresponse(self) -> Any:
-        self._last_used = time.monotonic()
-        return super().getresponse()
-
-    response_class: Any = staticmethod(lambda sock, *args, **kwargs: http.client.HTTPResponse(
-        cast(Any, _DeadlineReader(sock)), *args, **kwargs))
+        super().request(*rest, **more)
+        self.used = time.monotonic()
 
 
 class _TlsConnection(_Connection, HTTPSConnection):
@@ -885,7 +752,7 @@ class _TlsConnection(_Connection, HTTPSConnection):
 
 
 class RoleApi:
-    """K2HR3's Role API, reached over one pool of kept-alive connections. Safe from any thread.
+    """K2HR3's Role API over one pool of kept-alive connections; safe from any thread.
 
     https://k2hr3.antpick.ax/api_role.html
 
@@ -894,56 +761,58 @@ class RoleApi:
 
     def __init__(self, options: K2hr3) -> None:
         url = urllib.parse.urlsplit(options.api_url)
-        self._where = f"DELETE {options.api_url}"
-        self._path = url.path or "/"
+        self._path, self._request = url.path or "/", f"DELETE {options.api_url}"
         self._timeout = urllib3.Timeout(total=options.timeout_seconds)
-        self._headers = {"User-Agent": f"k2hr3_osnl/{__version__}", "Accept": "*/*"}
-        pool: Any = urllib3.HTTPConnectionPool
-        more: dict[str, Any] = {}
+        self._pool: Any
         if url.scheme == "https":
-            pool, more = urllib3.HTTPSConnectionPool, {"ssl_context": options.ssl_context()}
-            if options.allow_self_signed_cert:  # said once at start, not at each connection
+            self._pool = urllib3.HTTPSConnectionPool(
+                url.hostname or "", url.port, maxsize=options.concurrency,
+                ssl_context=tls_context("[k2hr3] ca_file, cert_file, key_file", options.ca_file,
+                                        options.cert_file, options.key_file,
+                                        verify=not options.allow_self_signed_cert))
+            if options.allow_self_signed_cert:  # warned of at start, not at each connection
+                self._pool.cert_reqs = "CERT_NONE"
                 urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-                more["cert_reqs"] = "CERT_NONE"
-        self._pool = pool(url.hostname, url.port, maxsize=options.concurrency, **more)
-        self._pool.ConnectionCls = _TlsConnection if url.scheme == "https" else _Connection
+            self._pool.ConnectionCls = _TlsConnection
+        else:
+            self._pool = urllib3.HTTPConnectionPool(
+                url.hostname or "", url.port, maxsize=options.concurrency)
+            self._pool.ConnectionCls = _Connection
 
     def delete(self, deletion: Deletion) -> None:
-        """Make one attempt at a deletion, within `timeout_seconds`. No retry, no redirect.
+        """Make one attempt, within `timeout_seconds`; redirects are not followed.
 
         :raises RoleApiError: any answer but 2xx, or none
         """
         try:
             response = self._pool.urlopen(
-                "DELETE", f"{self._path}?{deletion.query}", headers=self._headers, retries=False,
-                redirect=False, timeout=self._timeout, preload_content=False)
+                "DELETE", f"{self._path}?{deletion.query}", redirect=False, retries=False,
+                headers={"User-Agent": f"k2hr3_osnl/{__version__}"}, timeout=self._timeout,
+                preload_content=False)
             response.read(65536)
-            if not response.closed:  # more of a body than is of any use
+            if not response.closed:  # more of a body than is of use
                 response.close()
             response.release_conn()
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             timed_out = isinstance(error, (urllib3.exceptions.TimeoutError, socket.timeout)) and (
                 not isinstance(error, urllib3.exceptions.NewConnectionError))
             what = re.sub(r"<[^>]*>: |HTTPS?Connection\w*\([^)]*\): ", "", str(error))
-            raise RoleApiError(f"{self._where}: {type(error).__name__}: {what}",
+            raise RoleApiError(f"{self._request}: {type(error).__name__}: {what}",
                                timed_out=timed_out) from None
-        if not 200 <= response.status < 300:
-            hint = STATUS_HINTS.get(response.status)
-            if hint is None and response.status < 400:
-                hint = "api_url is redirected, and redirects are not followed"
-            raise RoleApiError(
-                f"{self._where}: {response.status}" + (f": {hint}" if hint else ""),
-                response.status, retry_after=_seconds(response.headers.get("Retry-After")))
+        status = int(response.status)
+        if not 200 <= status < 300:
+            hint = STATUS_HINTS.get(status, "redirects are not followed" if status < 400 else "")
+            raise RoleApiError(f"{self._request}: {status}" + (hint and f": {hint}"), status,
+                               retry_after=_seconds(response.headers.get("Retry-After", "")))
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """Seconds from now that a Retry-After header asks for (RFC 9110, 10.2.3)."""
+def _seconds(retry_after: str) -> float:
+    """Seconds from now of a Retry-After header, 0 where it has none (RFC 9110, 10.2.3)."""
     try:
-        if retry_after is None or retry_after.isdigit():
-            return float(retry_after) if retry_after else None
-        return email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
-        return None
+        return float(retry_after) if retry_after.isdigit() else (
+            email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, TypeError, LookupError, OverflowError):
+        return 0.0
 
 
 def probe() -> Deletion:
@@ -952,113 +821,94 @@ def probe() -> Deletion:
 
 
 class Breaker:
-    """Tells a K2HR3 in trouble from deletions that fail on their own. Open: no attempts.
+    """Tells a K2HR3 in trouble, where it is open, from deletions that fail on their own.
 
-    A 400 says nothing about a deletion (K2HR3 answers it when its store is down), so after three
-    failures in a row a probe asks. While open, probes follow after 1, 2, 4 … seconds.
+    K2HR3's statuses don't (its 400 may mean that its store is down), so after three failures in
+    a row a probe asks. While it is open, probes follow after pauses of 1, 2, 4 … seconds.
 
-    :param longest: the longest pause between two probes, seconds
+    :param longest: the longest pause, seconds
     """
 
     def __init__(self, longest: float) -> None:
-        self.failures = 0
-        self.open = False
-        self._longest = longest
-        self._pause = 1.0
-        self._probe_at = 0.0
+        self.failures, self.open = 0, False
+        self._longest, self._pause, self._probe_at = longest, 1.0, 0.0
 
-    def succeeded(self) -> None:
-        """An attempt succeeded."""
-        self.failures = 0
-
-    def failed(self, error: RoleApiError) -> None:
-        """An attempt failed. A time-out counts as three: each costs K2HR3 its whole time."""
-        self.failures += 3 if error.timed_out else 1
+    def attempted(self, error: RoleApiError | None) -> None:
+        """Count an attempt. A time-out counts as three: it cost K2HR3 as much."""
+        self.failures = self.failures + (3 if error.timed_out else 1) if error else 0
 
     def wants_probe(self, now: float) -> bool:
         """Whether the next request must be a probe; `now` is monotonic."""
         return now >= self._probe_at if self.open else self.failures >= 3
 
     def probed(self, error: RoleApiError | None, now: float) -> None:
-        """A probe succeeded (`error` None) or failed."""
+        """Open or close by the result of a probe."""
         self.open = error is not None
         if error is None:
             self.failures, self._pause = 0, 1.0
-            return
-        pause = max(self._pause * random.uniform(0.8, 1.2), error.retry_after or 0.0)
-        self._probe_at = now + min(pause, self._longest)
-        self._pause = min(2 * self._pause, self._longest)
+        else:
+            pause = max(self._pause * random.uniform(0.8, 1.2), error.retry_after)
+            self._probe_at = now + min(pause, self._longest)
+            self._pause = min(2 * self._pause, self._longest)
 
 
 # --- Listener ----------------------------------------------------------------------------------
 
+
 class Consumer:
     """A channel that consumes one queue, and its deliveries that are not acked yet.
 
-    :raises ChannelClosedByBroker: the queue is missing, or may not be read
+    :raises amqp.ChannelClosedByBroker: the queue is missing or may not be read
     """
 
     def __init__(self, connection: pika.BlockingConnection, queue: str, prefetch: int,
                  on_message: Callable[..., None]) -> None:
-        self.queue = queue
-        self.cancelled = False
+        self.queue, self.cancelled = queue, False
         self.unfinished: dict[int, Delivery] = {}  # in the order of their tags
         self.finished: list[int] = []
         self.channel = connection.channel()
         self.channel.basic_qos(prefetch_count=prefetch)
-        self.channel.add_on_cancel_callback(self._on_cancel)
-        self.consumer_tag = self.channel.basic_consume(queue, partial(on_message, self))
-
-    def _on_cancel(self, _method: Any) -> None:
-        self.cancelled = True
+        self.channel.add_on_cancel_callback(lambda _frame: setattr(self, "cancelled", True))
+        self.tag = self.channel.basic_consume(queue, partial(on_message, self))
 
     def flush(self) -> None:
         """Ack what is finished: one ack for all before the oldest unfinished, single ones beyond.
 
-        A `multiple` ack of a tag that is acked already would close the channel, so its tag is
-        always one that is not.
+        Acking an acked tag with `multiple` closes the channel; `finished` holds no such tag.
         """
-        if not self.finished:
-            return
+        finished, self.finished = self.finished, []
         oldest = next(iter(self.unfinished), None)
-        together = max((tag for tag in self.finished if oldest is None or tag < oldest), default=0)
-        singly = [tag for tag in self.finished if tag > together]
-        self.finished.clear()
+        together = max((tag for tag in finished if oldest is None or tag < oldest), default=0)
         if together:
             self.channel.basic_ack(together, multiple=True)
-        for tag in singly:
-            self.channel.basic_ack(tag)
+        for tag in finished:
+            if tag > together:
+                self.channel.basic_ack(tag)
 
 
 @dataclass(eq=False)
 class Delivery:
     """A message in our hands: unacked until a deletion or a confirmed copy replaces it."""
 
-    consumer: Optional[Consumer]  # None for a probe
+    consumer: Consumer
     tag: int
     body: bytes
     properties: pika.BasicProperties
-    deletion: Optional[Deletion] = None
-    event_type: str = ""
-    message_id: str = ""
+    queue: str  # the notification queue it first came from
+    since: float  # monotonic: waits here since
     retry: bool = False  # it came from the retry queue
-    queue: str = ""  # the notification queue it first came from
+    deletion: Optional[Deletion] = None
+    event: str = ""  # event type and message id, for the log
     attempts: int = 0
     first_failure: float = 0.0  # epoch seconds
     last_failure: float = 0.0
-    since: float = 0.0  # monotonic: waits here since
-    due: float = 0.0  # monotonic: nothing is done with it earlier
+    due: float = 0.0  # monotonic: held until then
     copy_to: str = ""  # where its copy must go, once that is decided
     reason: str = ""
 
-    @property
-    def open(self) -> bool:
-        """Whether it can still be settled; else the broker delivers it again."""
-        return self.consumer is not None and self.consumer.channel.is_open
-
     def finish(self) -> None:
         """Have it acked by its consumer's next flush."""
-        if self.consumer and self.consumer.unfinished.pop(self.tag, None):
+        if self.consumer.unfinished.pop(self.tag, None):
             self.consumer.finished.append(self.tag)
 
     def copy_properties(self) -> pika.BasicProperties:
@@ -1071,55 +921,33 @@ class Delivery:
         if self.attempts:
             headers.update({"x-k2hr3-first-failure": int(self.first_failure),
                             "x-k2hr3-last-failure": int(self.last_failure)})
-        properties.headers = headers
-        properties.delivery_mode = 2
-        properties.user_id = None  # the broker takes only the publishing connection's own
-        properties.expiration = None  # else the copy would be dropped when it is over
+        # the broker takes no other user's id, and would drop the copy when the expiration is over
+        properties.user_id = properties.expiration = None
+        properties.headers, properties.delivery_mode = headers, 2
         return properties
 
 
-class Attempted(NamedTuple):
-    """A worker's result: `made` is False where it handed the delivery back unattempted."""
-
-    delivery: Delivery
-    made: bool
-    error: Optional[RoleApiError]
-    milliseconds: float
-
-
-class Copied(NamedTuple):
-    """The publisher's result: None, or why there is no copy."""
-
-    delivery: Delivery
-    error: Optional[str]
-
-
 class Publisher:
-    """A thread that owns the connection on which copies are published.
+    """A daemon thread with a connection of its own, on which copies are published.
 
-    Not the consuming one: a connection that has published is not read in a memory alarm, and
-    even its acks would hang. A stall here holds up copies and nothing else.
+    Not on the consuming one: in a memory alarm a connection that has published is not read any
+    more, not even its acks. And a connection that stalls here holds up nothing but copies.
 
-    :param answer: called with each result, from this thread
+    :param answer: called in this thread with each delivery and why there is no copy ("": there is)
     """
 
-    #: Seconds without copying after a failure, and after which an idle connection is closed.
     pause_seconds, idle_seconds = 30.0, 5.0
 
     def __init__(self, hosts: list[pika.ConnectionParameters],
-                 answer: Callable[[Copied], None]) -> None:
+                 answer: Callable[[Delivery, str], None]) -> None:
         self._hosts = [copy.copy(host) for host in hosts]
-        for host in self._hosts:  # a stalled connection is noticed after three heartbeats
+        for host in self._hosts:
             host.heartbeat = host.blocked_connection_timeout = 10
         self._answer = answer
-        self._copies: queue.SimpleQueue[tuple[Delivery, str, pika.BasicProperties]] = (
-            queue.SimpleQueue())
-        self._paused_until: dict[str, float] = {}  # by queue; "" is all of them
+        self._copies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._paused: dict[str, float] = {}  # queue, or "" for all -> monotonic end of its pause
         self._connection: pika.BlockingConnection | None = None
         self._channel: BlockingChannel | None = None
-
-    def start(self) -> None:
-        """Start the thread, which never ends."""
         threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
     def copy(self, delivery: Delivery) -> None:
@@ -1134,164 +962,156 @@ class Publisher:
             except queue.Empty:
                 self._close()
                 continue
-            paused = max(self._paused_until.get("", 0.0), self._paused_until.get(to, 0.0))
-            error: str | None = "copying is paused"
-            if time.monotonic() >= paused:
-                error = self._publish(to, delivery.body, properties)
-            self._answer(Copied(delivery, error))
+            paused = max(self._paused.get("", 0.0), self._paused.get(to, 0.0))
+            self._answer(delivery, "copying is paused" if time.monotonic() < paused
+                         else self._publish(to, delivery.body, properties))
 
-    def _publish(self, to: str, body: bytes, properties: pika.BasicProperties) -> str | None:
+    def _publish(self, to: str, body: bytes, properties: pika.BasicProperties) -> str:
         try:
             if self._channel is None:
                 self._connection = connect(self._hosts)
                 self._channel = self._connection.channel()
                 self._channel.confirm_delivery()
             self._channel.basic_publish("", to, body, properties, mandatory=True)
-            return None
-        except (UnroutableError, NackError) as error:
-            what = "is missing" if isinstance(error, UnroutableError) else "refused it"
-            problem = f"the queue {what}"
-            self._paused_until[to] = time.monotonic() + self.pause_seconds
+            return ""
+        except (amqp.UnroutableError, amqp.NackError) as error:
+            stopped, problem = to, explain(error)
         except Exception as error:
-            problem = explain(error)
-            self._paused_until[""] = time.monotonic() + self.pause_seconds
+            stopped, problem = "", explain(error)
             self._close()
-        LOG.error("could not copy to %s, nothing is copied there for %d s and the originals are "
-                  "held: %s (needs write permission on amq.default)",
-                  to, self.pause_seconds, problem)
+        self._paused[stopped] = time.monotonic() + self.pause_seconds
+        LOG.error("no copy to %s, held instead; next try in %d s: %s (check the queue, and write "
+                  "permission on amq.default)", to, self.pause_seconds, problem)
         return problem
 
     def _close(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
-        try:
-            if connection and connection.is_open:
-                connection.close()
-        except Exception as error:
-            LOG.debug("closing the publishing connection: %s", explain(error))
+        _close(connection)
+
+
+def _close(connection: pika.BlockingConnection | None) -> None:
+    try:
+        if connection and connection.is_open:
+            connection.close()
+    except Exception as error:
+        LOG.debug("closing a connection: %s", explain(error))
 
 
 @dataclass(frozen=True)
 class Subscription:
-    """A notification queue, the sources that share it, and what it is bound to."""
+    """A notification queue, the sources that share it, and its bindings (none: not ours)."""
 
     queue: str
-    ours: bool
     sources: tuple[Source, ...]
     bindings: tuple[tuple[str, str], ...]  # exchange, routing key
-    skipped: dict[bytes, bool]  # event type -> whether every source refuses it
+    refused: dict[bytes, bool]  # by event type, what `skips` found
 
     def skips(self, body: bytes, properties: pika.BasicProperties) -> bool:
-        """Whether the message is another event, as far as a quick look can tell."""
-        if len(body) > MAX_BYTES:
-            return False
-        event_type = quick_event_type(body, properties)
+        """Whether a quick look shows another event."""
+        event_type = quick_event_type(body, properties) if len(body) <= MAX_BYTES else None
         if event_type is None:
             return False
-        skip = self.skipped.get(event_type)
-        if skip is None:
-            skip = not any(_matches(source.event_type, event_type.decode())
-                           for source in self.sources)
-            if len(self.skipped) < 1000:
-                self.skipped[event_type] = skip
-        return skip
+        if event_type not in self.refused:
+            if len(self.refused) > 1000:
+                self.refused.clear()
+            self.refused[event_type] = not any(
+                _matches(source.event_type, event_type.decode()) for source in self.sources)
+        return self.refused[event_type]
 
 
 def subscriptions(config: Config, endpoint: Endpoint) -> list[Subscription]:
-    """What a listener consumes: sources that share a queue become one consumer."""
-    sources: dict[str, list[Source]] = {}
-    bindings: dict[str, list[tuple[str, str]]] = {}
-    for source in config.sources:
-        for priority in endpoint.priorities():
-            key = f"{source.topic}.{priority}"
-            name = source.pool or key
-            sources.setdefault(name, []).append(source)
-            bindings.setdefault(name, [])
-            if source.pool:
-                bindings[name].append((source.exchange, key))
-    return [Subscription(name, bool(bindings[name]), tuple(dict.fromkeys(sharing)),
-                         tuple(dict.fromkeys(bindings[name])), {})
-            for name, sharing in sources.items()]
+    """What to consume: sources that share a queue become one consumer."""
+    keys = [(source, f"{source.topic}.{priority}") for source in config.sources
+            for priority in endpoint.priorities()]
+    return [Subscription(
+        name, tuple(source for source, key in keys if (source.pool or key) == name),
+        tuple((source.exchange, key) for source, key in keys if source.pool == name), {})
+        for name in dict.fromkeys(source.pool or key for source, key in keys)]
 
 
 class Listener:
-    """Consumes notifications, makes their deletions, and settles each delivery.
+    """Consumes notifications, makes their deletions and settles every delivery.
 
-    One thread, the one that calls `run`, owns all state and the consuming connection. Worker
-    threads make attempts, the publisher makes copies; both answer through one queue.
+    The thread that calls `run` owns all state and the consuming connection. Worker threads make
+    attempts and the publisher makes copies; their results come back through one queue.
 
     :param endpoint: turns notifications into deletions
     :raises ConfigError: certificate files can't be used
     """
 
-    #: A fresh deletion that waited here so long moves to the retry queue, seconds.
-    hold_seconds = 30.0
-    #: Deletions a worker is given ahead while all goes well: it need not wait for this thread.
-    ahead = 8
+    hold_seconds = 30.0  #: a fresh deletion that waited here so long moves to the retry queue
+    ahead = 8  #: deletions that each worker is given ahead while all goes well
 
     def __init__(self, config: Config, endpoint: Endpoint | None = None) -> None:
-        self.config = config
-        self.endpoint = endpoint or Endpoint()
+        self.config, self.endpoint = config, endpoint or Endpoint()
         self.role_api = RoleApi(config.k2hr3)
+        self.retry_queue, self.dead_letter_queue = (
+            f"{config.queue}.retry", f"{config.queue}.dead_letter")
         self.counters: Counter[str] = Counter()
-        self.on_tick: Callable[[str], None] = lambda status: None
-        self.retry_queue = f"{config.queue}.retry"
-        self.dead_letter_queue = f"{config.queue}.dead_letter"
-        self.state = "starting"
+        self.on_tick: Callable[[], None] = lambda: None  # called about twice a second
         self._hosts = parse_transport_url(config.sources[0].transport_url, config.rabbit)
         self._subscriptions = subscriptions(config, self.endpoint)
-        self._stopping = threading.Event()
         self._breaker = Breaker(config.k2hr3.retry_interval_seconds)
-        self._work: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[Attempted | Copied] = queue.SimpleQueue()
-        self._publisher = Publisher(self._hosts, self._answer)
-        self._with_workers = 0  # deliveries that workers have not given back
+        self._stopping = threading.Event()
+        self._work: queue.SimpleQueue[Tuple[Optional[Delivery], Deletion]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._woken = False  # the wake-up for the results that are ready is on its way
         self._halt = False  # workers hand back what they have not begun
-        self._woken = False
+        self._with_workers = 0
         self._connection: pika.BlockingConnection | None = None
         self._consumers: list[Consumer] = []
         self._pending: Deque[Delivery] = deque()  # fresh deletions
         self._due: Deque[Delivery] = deque()  # deletions to be tried again now
-        self._held: list[Delivery] = []  # wait until they are due
+        self._held: list[Delivery] = []  # what waits until it is due
         self._retry_turn = False
-        self._next_tick = self._next_look = 0.0
+        self._next_tick = self._next_look = 0.0  # monotonic
         self._said: dict[str, str] = {}
 
-    # run and stop
-
     def run(self) -> None:
-        """Listen until `stop`. Whatever happens to the broker, connect again and go on."""
-        self._publisher.start()
-        for number in range(self.config.k2hr3.concurrency):
-            threading.Thread(target=self._attempt, name=f"worker-{number}", daemon=True).start()
+        """Listen until `stop`. Whatever happens to the broker: connect again and go on."""
+        self._publisher = Publisher(self._hosts, self._copied_there)
+        for _ in range(self.config.k2hr3.concurrency):
+            threading.Thread(target=self._attempt, name="worker", daemon=True).start()
         rabbit = self.config.rabbit
         pause = rabbit.rabbit_retry_interval
         while not self._stopping.is_set():
             try:
                 self._connection = connect(self._hosts, self._stopping.is_set)
                 self._say("broker", logging.INFO, "connected to the broker")
-                self._next_look = 0.0
                 pause = rabbit.rabbit_retry_interval
+                self._look(time.monotonic())
                 while not self._stopping.is_set():
                     self._turn()
                 self._finish()
-            except (AMQPError, OSError, Error) as error:
+            except (amqp.AMQPError, OSError, Error) as error:
                 if not self._stopping.is_set():
-                    self._say("broker", logging.ERROR, f"{explain(error)}; connecting again")
-            except Exception:  # nothing may end the listener but a person
-                LOG.exception("unexpected, connecting again")
-            self._forget()
-            until = time.monotonic() + pause
+                    text = str(error) if isinstance(error, Error) else explain(error)
+                    self._say("broker", logging.ERROR, f"{text}; connecting again")
+            except Exception:  # nothing but a person ends the listener
+                LOG.exception("unexpected; connecting again")
+            for consumer in list(self._consumers):
+                self._drop(consumer)  # the broker delivers it all again
+            connection, self._connection = self._connection, None
+            _close(connection)
+            end = time.monotonic() + pause
             pause = min(pause + rabbit.rabbit_retry_backoff, rabbit.rabbit_interval_max)
-            while time.monotonic() < until and not self._stopping.wait(0.2):
+            while time.monotonic() < end and not self._stopping.wait(0.2):
                 self._collect()
-                self._tell()
+                self.on_tick()
 
     def stop(self) -> None:
         """End `run` when the running attempts have ended. Safe from any thread."""
         self._stopping.set()
 
+    def status(self) -> str:
+        """State and counters, for a person. Safe from any thread."""
+        state = ("connecting" if self._connection is None else
+                 "K2HR3 in trouble" if self._breaker.open else "listening")
+        names = ("deleted", "failed", "ignored", "retried", "dead_letters")
+        return f"{state}: " + " ".join(f"{name}={self.counters[name]}" for name in names)
+
     def _turn(self) -> None:
-        """Receive, collect results, decide, give out work, ack: once for all that is there."""
+        """Receive, take results, decide, give out work, ack: once for all that is there."""
         assert self._connection
         self._connection.process_data_events(0.5)
         self._collect()
@@ -1302,74 +1122,62 @@ class Listener:
         self._give_out(now)
         self._settle()
 
-    def _settle(self) -> None:
-        for consumer in list(self._consumers):
-            try:
-                if consumer.channel.is_open:
-                    consumer.flush()
-            except AMQPChannelError as error:
-                LOG.debug("acking on %s: %s", consumer.queue, explain(error))
-            # process_data_events returns normally after the broker closed a channel
-            if not consumer.channel.is_open:
-                reason = explain(getattr(consumer.channel, "_closing_reason", None))
-                LOG.warning("consuming %s again, its channel was closed: %s",
-                            consumer.queue, reason)
-                self._drop(consumer)
-            elif consumer.cancelled:
-                self._evacuate(consumer)
-
     def _finish(self) -> None:
         """Let running attempts end, settle, close: the broker gives the rest to others."""
         assert self._connection
         self._halt = True
         for consumer in self._consumers:
             if consumer.channel.is_open and not consumer.cancelled:
-                consumer.channel.basic_cancel(consumer.consumer_tag)
+                consumer.channel.basic_cancel(consumer.tag)
         while self._with_workers:
             self._connection.process_data_events(0.1)
             self._collect()
         self._settle()
         self._connection.close()
 
-    def _forget(self) -> None:
-        """Drop a connection and what came over it, which the broker delivers again."""
-        connection, self._connection = self._connection, None
+    def _settle(self) -> None:
         for consumer in list(self._consumers):
-            self._drop(consumer)
-        if connection and connection.is_open:
             try:
-                connection.close()
-            except Exception as error:
-                LOG.debug("closing the connection: %s", explain(error))
+                if consumer.finished and consumer.channel.is_open:
+                    consumer.flush()
+            except amqp.AMQPChannelError:
+                pass  # closed, as seen below
+            if not consumer.channel.is_open:  # which process_data_events does not tell
+                reason = explain(getattr(consumer.channel, "_closing_reason", None))
+                LOG.warning("channel of %s was closed, opening another: %s", consumer.queue, reason)
+                self._drop(consumer)
+            elif consumer.cancelled:
+                self._evacuate(consumer)
 
     def _drop(self, consumer: Consumer) -> None:
+        """Forget a consumer and what came over its channel: the broker delivers that again."""
         self._consumers.remove(consumer)
         self._take_back(consumer)
         self._next_look = 0.0
 
     def _take_back(self, consumer: Consumer) -> list[Delivery]:
-        """Its deliveries that no other thread has, no longer waiting here."""
-        taken = [delivery for delivery in (*self._pending, *self._due, *self._held)
-                 if delivery.consumer is consumer]
-        self._pending = deque(d for d in self._pending if d.consumer is not consumer)
-        self._due = deque(d for d in self._due if d.consumer is not consumer)
-        self._held = [d for d in self._held if d.consumer is not consumer]
+        """Its deliveries that wait here; workers and the publisher may have more."""
+        lines: list[Any] = [self._pending, self._due, self._held]
+        taken = [delivery for line in lines for delivery in line if delivery.consumer is consumer]
+        self._pending, self._due, self._held = (
+            type(line)(delivery for delivery in line if delivery.consumer is not consumer)
+            for line in lines)
         return taken
 
     def _evacuate(self, consumer: Consumer) -> None:
-        """Its queue was deleted, so what we hold is all there is: move it to the retry queue."""
-        if consumer.consumer_tag:
-            consumer.consumer_tag = ""
-            LOG.warning("the broker cancelled the consumer of %s, what it delivered moves to %s",
+        """Its queue was deleted, so what we hold is all there is of it: move that."""
+        if consumer.tag:
+            consumer.tag = ""
+            LOG.warning("the broker cancelled the consumer of %s; what it delivered moves to %s",
                         consumer.queue, self.retry_queue)
-            self._look(time.monotonic())
+            self._look(time.monotonic())  # makes the queues again
             for delivery in self._take_back(consumer):
                 self._move(delivery, delivery.copy_to or self.retry_queue, "its queue was deleted")
         if not consumer.unfinished:
             consumer.channel.close()
-            self._consumers.remove(consumer)
+            self._drop(consumer)
 
-    # receive and decide
+    # Receive and decide
 
     def _on_notification(self, subscription: Subscription, consumer: Consumer, _channel: Any,
                          method: Any, properties: pika.BasicProperties, body: bytes) -> None:
@@ -1377,67 +1185,61 @@ class Listener:
             self.counters["ignored"] += 1
             consumer.finished.append(method.delivery_tag)
             return
-        delivery = Delivery(consumer, method.delivery_tag, body, properties,
-                            queue=subscription.queue, since=time.monotonic())
-        consumer.unfinished[delivery.tag] = delivery
+        delivery = Delivery(consumer, method.delivery_tag, body, properties, subscription.queue,
+                            time.monotonic())
         if not self._understand(delivery, subscription.sources):
             return
-        if _number(properties, "x-delivery-count"):
-            # A quorum queue may drop it at its next return; a copy starts at zero.
+        if _number(properties, "x-delivery-count"):  # dropped after some returns; a copy is not
             self._move(delivery, self.retry_queue, "the broker delivered it before")
         else:
             self._pending.append(delivery)
 
     def _on_retry(self, consumer: Consumer, _channel: Any, method: Any,
                   properties: pika.BasicProperties, body: bytes) -> None:
-        now = time.monotonic()
+        came_from = (properties.headers or {}).get("x-k2hr3-queue")
         delivery = Delivery(
-            consumer, method.delivery_tag, body, properties, retry=True, since=now,
-            queue=str((properties.headers or {}).get("x-k2hr3-queue", self.config.queue)),
-            attempts=int(_number(properties, "x-k2hr3-attempts")),
+            consumer, method.delivery_tag, body, properties,
+            came_from if isinstance(came_from, str) else self.config.queue, time.monotonic(),
+            retry=True, attempts=int(_number(properties, "x-k2hr3-attempts")),
             first_failure=_number(properties, "x-k2hr3-first-failure"),
             last_failure=_number(properties, "x-k2hr3-last-failure"))
-        consumer.unfinished[delivery.tag] = delivery
-        if not self._understand(delivery, None):
-            return
-        wait = self._backoff(delivery) - (time.time() - delivery.last_failure)
-        if delivery.last_failure and wait > 0:
-            # where a clock was wrong, not longer than the longest pause
-            delivery.due = now + min(wait, self.config.k2hr3.retry_interval_seconds)
-            self._held.append(delivery)
-        else:
-            self._due.append(delivery)
+        if self._understand(delivery, ()):
+            wait = delivery.last_failure and self._wait(delivery)
+            # not longer than the longest pause, should another host's clock be wrong
+            delivery.due = delivery.since + min(wait, self.config.k2hr3.retry_interval_seconds)
+            (self._held if wait > 0 else self._due).append(delivery)
 
-    def _understand(self, delivery: Delivery, sources: tuple[Source, ...] | None) -> bool:
-        """Find the deletion a message leads to; where there is none, settle it.
-
-        :param sources: whose filters decide; None: it was accepted before
-        """
+    def _understand(self, delivery: Delivery, sources: tuple[Source, ...]) -> bool:
+        """Find a delivery's deletion; where there is none, settle it and return False."""
+        delivery.consumer.unfinished[delivery.tag] = delivery
         try:
             notification = decode(delivery.body, delivery.properties)
-            delivery.event_type = _printable(notification.event_type)
-            delivery.message_id = _printable(str(notification.metadata["message_id"]))
-            if sources is None or any(accepts(source, notification) for source in sources):
+            delivery.event = _printable(f"event={notification.event_type} message_id="
+                                        f"{notification.metadata['message_id']}")
+            if delivery.retry or any(accepts(source, notification) for source in sources):
                 delivery.deletion = self.endpoint.deletion(notification)
-        except Exception as error:  # MalformedNotification, or what nobody thought of
-            self._dead_letter(delivery, str(error) or repr(error))
-            return False
-        if delivery.deletion is None and delivery.retry:
-            self._dead_letter(delivery, "it leads to no deletion")
-        elif delivery.deletion is None:
-            self.counters["ignored"] += 1
-            delivery.finish()
+        except MalformedNotification as error:
+            self._dead_letter(delivery, str(error))
+        except Exception as error:  # an endpoint's, or what nobody thought of
+            self._dead_letter(delivery, f"the endpoint raised {error!r}")
+        else:
+            if delivery.deletion is None and delivery.retry:
+                self._dead_letter(delivery, "it leads to no deletion")
+            elif delivery.deletion is None:
+                self.counters["ignored"] += 1
+                delivery.finish()
         return delivery.deletion is not None
 
-    def _backoff(self, delivery: Delivery) -> float:
-        """Seconds between a deletion's last failure and its next attempt."""
-        return min(2.0 ** min(delivery.attempts, 10), self.config.k2hr3.retry_interval_seconds)
+    def _wait(self, delivery: Delivery) -> float:
+        """Seconds from now until a failed deletion is due."""
+        pause = min(2.0 ** min(delivery.attempts, 10), self.config.k2hr3.retry_interval_seconds)
+        return delivery.last_failure + pause - time.time()
 
     def _tick(self, now: float) -> None:
-        """What time brings about; twice a second."""
+        """What time brings about."""
         while self._pending and now - self._pending[0].since > self.hold_seconds:
             self._move(self._pending.popleft(), self.retry_queue,
-                       f"waited {self.hold_seconds:.0f} s for K2HR3")
+                       f"K2HR3 did not come to it within {self.hold_seconds:.0f} s")
         held, self._held = self._held, []
         for delivery in held:
             if now < delivery.due or (self._breaker.open and not delivery.copy_to):
@@ -1449,202 +1251,196 @@ class Listener:
                 self._due.append(delivery)
         if now >= self._next_look:
             self._look(now)
-        self._tell()
+        self.on_tick()
 
-    # give out work and take results
+    # Attempts
 
     def _give_out(self, now: float) -> None:
         if self._breaker.open:
             for delivery in self._pending:
                 self._move(delivery, self.retry_queue, "K2HR3 is in trouble")
-            self._held.extend(self._due)
             self._pending.clear()
+            self._held.extend(self._due)
             self._due.clear()
             self._give_back()
         if not self._with_workers:
             self._halt = False
         if self._breaker.wants_probe(now):
             if not self._with_workers:
-                self._hand_over(Delivery(None, 0, b"", pika.BasicProperties(), probe()))
-            return
-        if self._breaker.open or self._halt:
-            return
-        most = 1 if self._breaker.failures else self.config.k2hr3.concurrency * self.ahead
-        while self._with_workers < most and (self._due or self._pending):
-            self._retry_turn = not self._retry_turn
-            first, second = ((self._due, self._pending) if self._retry_turn
-                             else (self._pending, self._due))
-            self._hand_over((first or second).popleft())
+                self._hand_over(None, probe())
+        elif not self._breaker.open and not self._halt:
+            most = 1 if self._breaker.failures else self.config.k2hr3.concurrency * self.ahead
+            while self._with_workers < most and (self._due or self._pending):
+                self._retry_turn = not self._retry_turn
+                first, second = ((self._due, self._pending) if self._retry_turn
+                                 else (self._pending, self._due))
+                delivery = (first or second).popleft()
+                assert delivery.deletion
+                self._hand_over(delivery, delivery.deletion)
 
     def _give_back(self) -> None:
-        """Leave the retry queue to a listener that reaches K2HR3, once all it gave us is idle."""
-        for consumer in self._consumers:
-            if consumer.queue == self.retry_queue and consumer.channel.is_open and all(
+        """Leave the retry queue to listeners that reach K2HR3, once all we have of it is idle."""
+        for consumer in [each for each in self._consumers if each.queue == self.retry_queue]:
+            if consumer.channel.is_open and not consumer.cancelled and all(
                     delivery in self._held for delivery in consumer.unfinished.values()):
                 consumer.flush()
                 consumer.channel.close()
                 self._drop(consumer)
-                return
 
-    def _hand_over(self, delivery: Delivery) -> None:
+    def _hand_over(self, delivery: Delivery | None, deletion: Deletion) -> None:
         self._with_workers += 1
-        self._work.put(delivery)
+        self._work.put((delivery, deletion))
 
     def _attempt(self) -> None:
-        """A worker thread: one attempt after the other."""
+        """A worker thread: makes one attempt after the other, of a delivery or (None) a probe."""
         while True:
-            delivery = self._work.get()
-            began = time.monotonic()
-            error: RoleApiError | None = None
-            too_old = not delivery.retry and began - delivery.since > self.hold_seconds
-            made = delivery.consumer is None or not (self._halt or too_old)
-            if made:
-                try:
-                    assert delivery.deletion
-                    self.role_api.delete(delivery.deletion)
-                except RoleApiError as failure:
-                    error = failure
-                except Exception as failure:  # a worker must not die of what nobody thought of
-                    error = RoleApiError(f"unexpected {failure!r}")
-                if error:
-                    self._halt = True
-            self._answer(Attempted(delivery, made, error, 1000 * (time.monotonic() - began)))
+            delivery, deletion = self._work.get()
+            began, error = time.monotonic(), None
+            if delivery and (self._halt or (not delivery.retry
+                                            and began - delivery.since > self.hold_seconds)):
+                self._answer(partial(self._handed_back, delivery), True)
+                continue
+            try:
+                self.role_api.delete(deletion)
+            except RoleApiError as failure:
+                error = failure
+            except Exception as failure:  # a worker does not die of what nobody thought of
+                error = RoleApiError(f"unexpected {failure!r}")
+            self._halt = self._halt or error is not None
+            milliseconds = 1000 * (time.monotonic() - began)
+            self._answer(partial(self._attempted, delivery, milliseconds, error) if delivery
+                         else partial(self._probed, error),
+                         bool(error) or self._work.qsize() <= self.ahead // 2)
 
-    def _answer(self, result: Attempted | Copied) -> None:
-        """Give a result to the listener's thread. Called from the others."""
+    def _answer(self, result: Callable[[], None], urgent: bool) -> None:
+        """Give a result to the listener's thread, which looks anyway twice a second."""
         self._results.put(result)
         connection = self._connection
-        if connection is None or self._woken or (
-                result.error is None and self._work.qsize() > self.ahead // 2):
-            return  # it looks anyway, or there is work enough until more is ready
-        self._woken = True
-        try:
-            connection.add_callback_threadsafe(lambda: None)
-        except AMQPError:
-            pass  # lost: the listener's thread knows
+        if connection and urgent and not self._woken:
+            self._woken = True
+            try:
+                connection.add_callback_threadsafe(lambda: None)
+            except amqp.AMQPError:
+                pass  # lost, as the listener's thread knows
 
     def _collect(self) -> None:
         self._woken = False
         while not self._results.empty():
-            result = self._results.get()
-            if isinstance(result, Copied):
-                self._copied(result)
-            else:
-                self._with_workers -= 1
-                self._attempted(result)
+            self._results.get()()
 
-    def _attempted(self, result: Attempted) -> None:
-        delivery, error = result.delivery, result.error
-        if delivery.consumer is None:
-            self._probed(error)
-            return
-        if not result.made:
-            if delivery.open:
-                (self._due if delivery.retry else self._pending).appendleft(delivery)
-            return
+    def _handed_back(self, delivery: Delivery) -> None:
+        self._with_workers -= 1
+        if delivery.consumer.channel.is_open:
+            (self._due if delivery.retry else self._pending).appendleft(delivery)
+
+    def _attempted(self, delivery: Delivery, milliseconds: float,
+                   error: RoleApiError | None) -> None:
         assert delivery.deletion
-        line = (f"instance={delivery.deletion.cuk} host={','.join(delivery.deletion.ips) or 'all'} "
-                f"event={delivery.event_type} message_id={delivery.message_id} "
-                f"attempts={delivery.attempts + 1} ms={result.milliseconds:.0f}")
+        self._with_workers -= 1
+        delivery.attempts += 1
+        what = (f"instance={delivery.deletion.cuk} host={','.join(delivery.deletion.ips) or 'all'} "
+                f"{delivery.event} attempts={delivery.attempts} ms={milliseconds:.0f}")
+        never = error is not None and error.status in (414, 431)  # it can't ever fit
+        if not never:
+            self._breaker.attempted(error)
         if error is None:
             self.counters["deleted"] += 1
-            self._breaker.succeeded()
-            LOG.info("deleted %s", line)
+            LOG.info("deleted %s", what)
             delivery.finish()
             return
         self.counters["failed"] += 1
-        LOG.warning("not deleted %s: %s", line, error)
-        delivery.attempts += 1
+        LOG.warning("not deleted %s: %s", what, error)
         delivery.last_failure = time.time()
         delivery.first_failure = delivery.first_failure or delivery.last_failure
-        too_long = error.status in (414, 431)
-        if not too_long:
-            self._breaker.failed(error)
-        if self._stopping.is_set() or not delivery.open:
+        if self._stopping.is_set() or not delivery.consumer.channel.is_open:
             return  # unacked, so the broker delivers it again
         limit = self.config.k2hr3.dead_letter_after_seconds
-        if too_long or 0 < limit <= delivery.last_failure - delivery.first_failure:
+        if never or 0 < limit <= delivery.last_failure - delivery.first_failure:
             self._dead_letter(delivery, str(error))
         else:
             self._move(delivery, self.retry_queue, str(error))
 
     def _probed(self, error: RoleApiError | None) -> None:
+        self._with_workers -= 1
         self._breaker.probed(error, time.monotonic())
         if error:
             self._say("K2HR3", logging.ERROR, f"K2HR3 is in trouble, deletions wait in "
-                      f"{self.retry_queue} until it is back: {error}")
-        elif "K2HR3" in self._said:
-            self._well("K2HR3", "K2HR3 is back")
+                      f"{self.retry_queue}: {error}")
+        elif self._well("K2HR3", "K2HR3 is back"):
             self._next_look = 0.0
 
+    # Copies
+
+    def _dead_letter(self, delivery: Delivery, reason: str) -> None:
+        LOG.warning("dead letter %s from %s: %s", delivery.event, delivery.queue,
+                    _printable(reason))
+        self._move(delivery, self.dead_letter_queue, reason)
+
     def _move(self, delivery: Delivery, to: str, reason: str) -> None:
-        """Have a delivery copied to one of our own queues, after which it is acked."""
+        """Have a delivery copied to a queue of ours, after which it is acked."""
         delivery.copy_to, delivery.reason = to, _printable(reason)
         self._publisher.copy(delivery)
 
-    def _dead_letter(self, delivery: Delivery, reason: str) -> None:
-        LOG.warning("dead letter event=%s message_id=%s from %s: %s", delivery.event_type,
-                    delivery.message_id, delivery.queue, _printable(reason))
-        self._move(delivery, self.dead_letter_queue, reason)
+    def _copied_there(self, delivery: Delivery, problem: str) -> None:
+        self._answer(partial(self._copied, delivery, problem), True)
 
-    def _copied(self, result: Copied) -> None:
-        delivery = result.delivery
-        if result.error is None:
-            dead = delivery.copy_to == self.dead_letter_queue
-            self.counters["dead_letters" if dead else "retried"] += 1
+    def _copied(self, delivery: Delivery, problem: str) -> None:
+        if not problem:
+            self.counters["retried" if delivery.copy_to == self.retry_queue
+                          else "dead_letters"] += 1
             delivery.finish()
-        elif delivery.open:
+        elif delivery.consumer.channel.is_open:
             now = time.monotonic()
-            delivery.due = now + self._backoff(delivery)
+            delivery.due = now + max(1.0, self._wait(delivery))
             self._held.append(delivery)
-            self._next_look = min(self._next_look, now + 1)  # its queue may be missing
+            self._next_look = min(self._next_look, now + 1)  # the queue may be missing
 
-    # queues and consumers
+    # Queues and consumers
 
     def _look(self, now: float) -> None:
-        """See that our queues, bindings and consumers are there; what is missing is looked for
-        again in 5 s. Bindings are made again every 30 s: that an exchange was deleted and made
-        again is signalled by nothing.
+        """See that our queues, bindings and consumers are there; again in 5 s where one is not.
+
+        Again in 30 s at most: nothing signals that an exchange was deleted and made again.
         """
         assert self._connection
-        quorum = self.config.rabbit.rabbit_quorum_queue
-        well = True
-        for name in (self.retry_queue, self.dead_letter_queue):
-            well &= self._check(name, f"configure permission on {name}",
-                                ensure_queue(self._connection, name, quorum))
+        ours = "quorum" if self.config.rabbit.rabbit_quorum_queue else "classic"
+        well = [self._check(f"queue {name}", f"configure permission on {name}",
+                            ensure_queue(self._connection, name, ours))
+                for name in (self.retry_queue, self.dead_letter_queue)]
         for subscription in self._subscriptions:
             name = subscription.queue
-            prefetch = self.config.rabbit.rabbit_qos_prefetch_count or 200
-            well &= self._check(name, f"configure permission on {name}", ensure_queue(
-                self._connection, name, quorum if subscription.ours else None)) and self._consume(
-                    name, prefetch, partial(self._on_notification, subscription))
-            for exchange, key in subscription.bindings:
-                well &= self._check(
-                    f"{name} to {exchange} {key}",
-                    f"write permission on {name}, read permission on {exchange}",
-                    refusal(self._connection, partial(_bind, name, exchange, key)))
-        if not self._breaker.open:
-            well &= self._consume(self.retry_queue, self.config.k2hr3.concurrency, self._on_retry)
-        self._next_look = now + (30.0 if well else 5.0)
+            there = self._check(f"queue {name}", f"configure permission on {name}", ensure_queue(
+                self._connection, name, ours if subscription.bindings else ""))
+            well.append(there and self._consume(
+                name, self.config.rabbit.rabbit_qos_prefetch_count or 200,
+                partial(self._on_notification, subscription)))
+            for exchange, key in subscription.bindings if there else ():
+                well.append(self._check(
+                    f"exchange {exchange}, {key}",
+                    f"read permission on {exchange}, write permission on {name}",
+                    refusal(self._connection, partial(_bind, name, exchange, key))))
+        if not self._breaker.open and well[0]:
+            well.append(self._consume(self.retry_queue, self.config.k2hr3.concurrency,
+                                      self._on_retry))
+        self._next_look = now + (30.0 if all(well) else 5.0)
 
     def _consume(self, name: str, prefetch: int, on_message: Callable[..., None]) -> bool:
-        assert self._connection
-        if any(consumer.queue == name and not consumer.cancelled for consumer in self._consumers):
+        if any(each.queue == name and not each.cancelled for each in self._consumers):
             return True
         refused = None
         try:
+            assert self._connection
             self._consumers.append(Consumer(self._connection, name, prefetch, on_message))
-        except ChannelClosedByBroker as error:
+        except amqp.ChannelClosedByBroker as error:
             refused = error
         return self._check(f"consumer of {name}", f"read permission on {name}", refused)
 
-    def _check(self, what: str, needs: str, refused: ChannelClosedByBroker | None) -> bool:
+    def _check(self, what: str, needs: str, refused: amqp.ChannelClosedByBroker | None) -> bool:
         if refused is None:
-            self._well(what, f"{what}: is there")
+            self._well(what, f"{what}: well again")
             return True
-        hint = f" (needs {needs})" if refused.reply_code == 403 else ""
-        self._say(what, logging.WARNING,
-                  f"{what}: {explain(refused)}{hint}; looking again every 5 s")
+        hint = f"; needs {needs}" if refused.reply_code == 403 else ""
+        self._say(what, logging.WARNING, f"{what}: {explain(refused)}{hint}; looking every 5 s")
         return False
 
     def _say(self, topic: str, level: int, text: str) -> None:
@@ -1653,26 +1449,16 @@ class Listener:
             self._said[topic] = text
             LOG.log(level, text)
 
-    def _well(self, topic: str, text: str) -> None:
-        """Log that what was said of a topic is over."""
-        if self._said.pop(topic, None):
-            LOG.info(text)
-
-    def status(self) -> str:
-        """State and counters, for a person. Safe from any thread."""
-        state = ("connecting" if self._connection is None else
-                 "K2HR3 in trouble" if self._breaker.open else "listening")
-        names = ("deleted", "failed", "ignored", "retried", "dead_letters")
-        return f"{state}: " + " ".join(
-            [f"{name}={self.counters[name]}" for name in names]
-            + [f"waiting={len(self._pending) + len(self._due) + len(self._held)}"])
-
-    def _tell(self) -> None:
-        self.on_tick(self.status())
+    def _well(self, topic: str, text: str) -> bool:
+        """Log that what was said about a topic is over; returns whether there was anything."""
+        if self._said.pop(topic, None) is None:
+            return False
+        LOG.info(text)
+        return True
 
 
-def _bind(name: str, exchange: str, key: str, channel: BlockingChannel) -> None:
-    channel.queue_bind(name, exchange, key)
+def _bind(queue: str, exchange: str, key: str, channel: BlockingChannel) -> None:
+    channel.queue_bind(queue, exchange, key)
 
 
 def _number(properties: pika.BasicProperties, header: str) -> float:
@@ -1689,80 +1475,75 @@ def _printable(text: str) -> str:
 
 CONFIG_FILES = ("./k2hr3_osnl.ini", "/etc/k2hr3/k2hr3_osnl.ini", "/etc/k2hr3/k2hr3_osnl.conf",
                 "/etc/k2hr3/k2hr3-osnl.conf")
-EX_CONFIG = 78
+EX_TEMPFAIL, EX_CONFIG = 75, 78  #: of sysexits.h
 
 
 class LogFile(logging.handlers.TimedRotatingFileHandler):
-    """The log file: rotated daily, reopened on SIGHUP, and not fatal when the disk is full."""
+    """A log file that is rotated daily, can be reopened, and is not fatal on a full disk."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, when="midnight", backupCount=31, encoding="utf-8",
                          errors="backslashreplace")
 
     def reopen(self) -> None:
-        """Open the path again, for a logrotate that moved the file away."""
-        with self.lock or threading.RLock():
-            with contextlib.suppress(OSError):  # what could not be written can't be now
-                cast(Any, self.stream).close()
+        """Open its path again, for a logrotate that has moved the file away."""
+        self.acquire()
+        try:
+            if self.stream:
+                self.stream.close()
+        except OSError:
+            pass  # what a full disk did not take is lost
+        finally:
             self.stream = self._open()
+            self.release()
 
     def handleError(self, record: logging.LogRecord) -> None:
         print(f"{self.baseFilename}: {sys.exc_info()[1]}: {self.format(record)}", file=sys.stderr)
 
 
 def set_up_logging(default: Default) -> logging.Handler:
-    """Log as `[DEFAULT]` says; :raises ConfigError: the log file can't be written."""
-    handler: logging.Handler
-    if default.log_file in ("sys.stderr", "sys.stdout", ""):
-        handler = logging.StreamHandler(
-            sys.stdout if default.log_file == "sys.stdout" else sys.stderr)
-    else:
-        try:
-            handler = LogFile(default.log_file)
-        except OSError as error:
-            raise ConfigError(f"[DEFAULT] log_file = {default.log_file}: {error.strerror}: "
-                              "accepted is a file that can be written") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.getLogger().handlers = [handler]
-    level = LEVELS[default.libs_debug_level]
-    logging.getLogger().setLevel(level)
-    LOG.setLevel(LEVELS[default.debug_level] or logging.DEBUG)
-    # pika logs one refused connection as seven errors; ours says it in one line
-    logging.getLogger("pika").setLevel(level if level == logging.DEBUG else logging.CRITICAL + 1)
+    """Log as ``[DEFAULT]`` says; :raises ConfigError: the log file can't be written."""
+    streams = {"sys.stderr": sys.stderr, "sys.stdout": sys.stdout, "": sys.stderr}
+    try:
+        handler = (logging.StreamHandler(streams[default.log_file])
+                   if default.log_file in streams else LogFile(default.log_file))
+    except OSError as error:
+        raise ConfigError(f"[DEFAULT] log_file = {default.log_file}: {error.strerror}: accepted "
+                          "is a file that can be written") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    libraries = LEVELS[default.libs_debug_level]
+    logging.basicConfig(handlers=[handler], level=libraries, force=True)
+    LOG.setLevel(LEVELS[default.debug_level])
+    if libraries > logging.DEBUG:  # pika logs seven errors where ours says it in one line
+        logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
     return handler
 
 
 def notify_systemd(state: str) -> None:
-    """Tell systemd, where it listens: https://www.freedesktop.org/software/systemd/man/sd_notify"""
+    """Tell systemd, where it listens; see sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket:
-            notify_socket.setblocking(False)
-            notify_socket.sendto(state.encode(),
-                                 "\0" + address[1:] if address[0] == "@" else address)
+        if address:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+                notify.setblocking(False)
+                notify.sendto(state.encode(), re.sub("^@", "\0", address))
     except OSError as error:
         LOG.debug("NOTIFY_SOCKET %s: %s", address, error)
 
 
-def listen(config: Config) -> int:
-    """The daemon: until SIGTERM or SIGINT; a second one, or a deadline, ends it at once."""
-    handler = set_up_logging(config.default)
-    listener = Listener(config)
-    for warning in config.warnings:
-        LOG.warning(warning)
-    # All threads block these, and one waits for them: no lock, no call is ever interrupted.
+def run(listener: Listener, handler: logging.Handler) -> None:
+    """Run a listener under signals: SIGTERM and SIGINT stop it, HUP and USR1 see to the log."""
+    # All threads block them and one waits for them, so that nothing is ever interrupted.
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    threading.Thread(target=_obey, args=(signals, listener, handler), name="signals",
-                     daemon=True).start()
-    listener.on_tick = lambda status: notify_systemd(f"WATCHDOG=1\nSTATUS={status}")
+    threading.Thread(target=_obey, args=(signals, listener, handler), daemon=True).start()
     notify_systemd("READY=1")
-    LOG.info("k2hr3_osnl %s, settings: %s", __version__, ", ".join(config.files) or "defaults")
+    LOG.info("k2hr3_osnl %s, settings: %s", __version__,
+             ", ".join(listener.config.files) or "defaults")
+    for warning in listener.config.warnings:
+        LOG.warning(warning)
     listener.run()
-    LOG.info("stopped: %s", listener.status())
-    return 0
+    LOG.info("stopped, %s", listener.status())
 
 
 def _obey(signals: set[signal.Signals], listener: Listener, handler: logging.Handler) -> None:
@@ -1770,23 +1551,41 @@ def _obey(signals: set[signal.Signals], listener: Listener, handler: logging.Han
     while True:
         number = signal.sigwait(signals)
         if number == signal.SIGUSR1:
-            LOG.info("counters %s", listener.status())
-        elif number == signal.SIGHUP and isinstance(handler, LogFile):
+            LOG.info("counters, %s", listener.status())
+        elif number == signal.SIGHUP:
             try:
-                handler.reopen()
+                if isinstance(handler, LogFile):
+                    handler.reopen()
             except OSError as error:
                 print(f"log_file: {error}", file=sys.stderr)
-        elif number in (signal.SIGTERM, signal.SIGINT):
-            if stopping:
-                os._exit(0)
+        elif stopping:
+            os._exit(0)
+        else:
             stopping = True
             notify_systemd("STOPPING=1")
             listener.stop()
-            # neither a stalled broker nor a hanging K2HR3 holds us: the broker redelivers
-            seconds = listener.config.k2hr3.timeout_seconds + 1
-            deadline = threading.Timer(seconds, os._exit, (0,))
+            # Neither a stalled broker nor a hanging K2HR3 holds us: what is unacked comes again.
+            deadline = threading.Timer(listener.config.k2hr3.timeout_seconds + 1, os._exit, (0,))
             deadline.daemon = True
             deadline.start()
+
+
+def listen(config: Config, _arguments: argparse.Namespace) -> int:
+    """The daemon, until SIGTERM or SIGINT.
+
+    A second signal ends it at once. It lives through everything that happens to broker and
+    K2HR3. SIGHUP reopens the log file, SIGUSR1 logs the counters.
+    """
+    handler = set_up_logging(config.default)
+    listener = Listener(config)
+    listener.on_tick = lambda: notify_systemd(f"WATCHDOG=1\nSTATUS={listener.status()}")
+    run(listener, handler)
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[Config, argparse.Namespace], int], str]] = {
+    "listen": (listen, "k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1794,28 +1593,33 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="k2hr3_osnl.py", description="K2HR3 OpenStack Notification Listener: takes deleted "
         "instances out of their K2HR3 roles.")
-    parser.add_argument("-c", "--config-file", action="append", metavar="FILE",
-                        help="settings, later files over earlier ones; without: the first that "
+    parser.add_argument("-c", "--config-file", action="append", metavar="FILE", default=[],
+                        help="settings, later files over earlier ones; without it, the first that "
                         f"exists of {', '.join(CONFIG_FILES)}")
-    parser.add_argument("-d", dest="debug_level", choices=LEVELS, metavar="LEVEL",
-                        help=f"log level: {', '.join(LEVELS)}")
-    parser.add_argument("-l", dest="libs_debug_level", choices=LEVELS, metavar="LEVEL",
-                        help="log level of pika and urllib3")
-    parser.add_argument("-f", dest="log_file", metavar="LOG_FILE", help="write the log there")
+    for flag, name in (("-d", "debug_level"), ("-l", "libs_debug_level")):
+        parser.add_argument(flag, dest=name, choices=LEVELS, metavar="LEVEL",
+                            help=f"over {name} of the settings: {', '.join(LEVELS)}")
+    parser.add_argument("-f", dest="log_file", help="over log_file of the settings")
     parser.add_argument("-v", "--version", action="version", version=f"k2hr3_osnl {__version__}")
-    parser.add_argument("command", nargs="?", default="listen", choices=["listen"])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (command, example) in COMMANDS.items():
+        commands.add_parser(
+            name, help=(command.__doc__ or "").partition("\n")[0], description=command.__doc__,
+            epilog=f"example:  {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments = parser.parse_args(argv)
     files = arguments.config_file or [file for file in CONFIG_FILES if os.path.exists(file)][:1]
     try:
         config = Config.load(*files)
-        given = {name: value for name, value in vars(arguments).items()
-                 if name in ("debug_level", "libs_debug_level", "log_file") and value}
-        config = dataclasses.replace(
-            config, default=dataclasses.replace(config.default, **given))
-        return listen(config)
+        flags = {name: getattr(arguments, name) for name in (
+            "debug_level", "libs_debug_level", "log_file") if getattr(arguments, name)}
+        config = dataclasses.replace(config, default=dataclasses.replace(config.default, **flags))
+        return COMMANDS[arguments.command or "listen"][0](config, arguments)
     except ConfigError as error:
         print(f"k2hr3_osnl: {error}", file=sys.stderr)
         return EX_CONFIG
+    except Error as error:
+        print(f"k2hr3_osnl: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
