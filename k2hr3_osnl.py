@@ -29,6 +29,7 @@ import dataclasses
 import difflib
 import email.utils
 import http.client
+import inspect
 import io
 import ipaddress
 import json
@@ -50,7 +51,8 @@ import zlib
 from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Deque, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple
+from types import MappingProxyType
+from typing import Any, Callable, Deque, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple, cast
 
 import pika
 import urllib3
@@ -924,6 +926,7 @@ class Delivery:
         # the broker takes no other user's id, and would drop the copy when the expiration is over
         properties.user_id = properties.expiration = None
         properties.headers, properties.delivery_mode = headers, 2
+        properties.timestamp = properties.timestamp or int(time.time())  # tells a dead letter's age
         return properties
 
 
@@ -1419,10 +1422,13 @@ class Listener:
                     f"exchange {exchange}, {key}",
                     f"read permission on {exchange}, write permission on {name}",
                     refusal(self._connection, partial(_bind, name, exchange, key))))
-        if not self._breaker.open and well[0]:
+        if well[0] and self._may_retry():
             well.append(self._consume(self.retry_queue, self.config.k2hr3.concurrency,
                                       self._on_retry))
         self._next_look = now + (30.0 if all(well) else 5.0)
+
+    def _may_retry(self) -> bool:
+        return not self._breaker.open
 
     def _consume(self, name: str, prefetch: int, on_message: Callable[..., None]) -> bool:
         if any(each.queue == name and not each.cancelled for each in self._consumers):
@@ -1583,8 +1589,381 @@ def listen(config: Config, _arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS: dict[str, tuple[Callable[[Config, argparse.Namespace], int], str]] = {
-    "listen": (listen, "k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini"),
+class Drain(Listener):
+    """A listener that ends by itself, for `drain`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.done = False
+        self.on_tick = self._see_whether_done
+        self._begun = time.monotonic()
+        self._retries = -1  # still to be taken from the retry queue; -1: not counted yet
+        self._progress = Progress()
+        self._idle = 0  # looks at which nothing was left
+
+    def _wait(self, delivery: Delivery) -> float:
+        return 0.0  # due times are for a daemon, which comes back
+
+    def _may_retry(self) -> bool:
+        return self._retries > 0 and super()._may_retry()
+
+    def _on_retry(self, *rest: Any) -> None:
+        if self._retries > 0:  # what comes later stays unacked and goes back
+            self._retries -= 1
+            super()._on_retry(*rest)
+
+    def _ready(self, name: str) -> int:
+        assert self._connection
+        counts: list[int] = []
+        refusal(self._connection, lambda channel: counts.append(
+            channel.queue_declare(name, passive=True).method.message_count))
+        return counts[0] if counts else 0
+
+    def _see_whether_done(self) -> None:
+        there = {consumer.queue for consumer in self._consumers}
+        if not self._connection or not all(each.queue in there for each in self._subscriptions):
+            if time.monotonic() > self._begun + 30:
+                LOG.error("the broker, or a notification queue, is not there within 30 s")
+                self.stop()
+            return
+        left = sum(self._ready(each.queue) for each in self._subscriptions) + sum(
+            len(consumer.unfinished) for consumer in self._consumers)
+        self._progress.show(self.counters["deleted"] + self.counters["failed"],
+                            left + max(0, self._retries))
+        # twice, since what the broker just sent is neither ready there nor in hand here
+        self._idle = self._idle + 1 if left == 0 else 0
+        if self._idle > 1 and not self._breaker.open and self._retries:
+            ready = self._ready(self.retry_queue)
+            if self._retries < 0 or ready == 0:  # to begin with; or others took some
+                self._retries, self._next_look = ready, 0.0
+        if self._idle > 1 and (self._retries == 0 or self._breaker.open):
+            self.done = not self._breaker.open
+            self.stop()
+
+
+class Progress:
+    """Done, left and rate, once a second, where standard error is a terminal."""
+
+    def __init__(self) -> None:
+        self._begun = self._next = time.monotonic()
+
+    def show(self, done: int, left: int) -> None:
+        """Show how many are done and left."""
+        now = time.monotonic()
+        if sys.stderr.isatty() and now >= self._next:
+            self._next = now + 1
+            rate = done / (now - self._begun + 0.001)
+            print(f"\r{done} done, {left} left, {rate:.0f}/s ", end="", file=sys.stderr, flush=True)
+
+
+def drain(config: Config, _arguments: argparse.Namespace) -> int:
+    """Work off what is queued, then end: for cron.
+
+    Takes the notification queues until they are empty, then each deletion that is ready in the
+    retry queue once. Exit 75 if one failed or was left, else 0.
+    """
+    handler = set_up_logging(config.default)
+    listener = Drain(config)
+    run(listener, handler)
+    return 0 if listener.done and not listener.counters["failed"] else EX_TEMPFAIL
+
+
+def check(config: Config, arguments: argparse.Namespace) -> int:
+    """See whether all it takes is there, and what to do where it is not. Changes nothing.
+
+    One line each, ok, warn or fail: settings, broker, exchanges, our queues and their consumers,
+    queues that nobody consumes, and the Role API, by deleting an instance that never was.
+    """
+    rows: list[dict[str, str]] = []
+
+    def row(result: str, what: str, text: str) -> None:
+        rows.append({"result": result, "what": what, "text": text})
+        if not arguments.json:
+            print(f"{result:4}  {what}: {text}")
+
+    def ask(what: str, missing: str, request: Callable[[BlockingChannel], Any]) -> Any:
+        """The broker's reply; None and a row where it refused."""
+        replies: list[Any] = []
+        refused = refusal(connection, lambda channel: replies.append(request(channel)))
+        if refused:
+            row("fail" if what.startswith("exchange") or refused.reply_code != 404 else "warn",
+                what, missing if refused.reply_code == 404 else explain(refused))
+            return None
+        return replies[0].method
+
+    row("ok", "settings", ", ".join(config.files) or "defaults, no file found")
+    for warning in config.warnings:
+        row("warn", "settings", warning)
+    try:
+        connection = connect(parse_transport_url(config.sources[0].transport_url, config.rabbit))
+    except Error as error:
+        row("fail", "broker", f"{error}; check transport_url, and that the broker runs")
+    else:
+        impl = cast(Any, connection)._impl  # pika tells the server's properties nowhere else
+        user = getattr(impl.params.credentials, "username", "of the certificate")
+        row("ok", "broker", f"{impl.params.host}:{impl.params.port}, RabbitMQ "
+            f"{(impl.server_properties or {}).get('version')}, user {user}, "
+            f"virtual host {impl.params.virtual_host}")
+        for exchange in dict.fromkeys(source.exchange for source in config.sources):
+            what = f"exchange {exchange}"
+            if ask(what, "missing; the service makes it with its first notification: check its "
+                   "control_exchange and that its driver is messagingv2",
+                   partial(_exchange, exchange)):
+                row("ok", what, "there")
+        for subscription in subscriptions(config, Endpoint()):
+            name = subscription.queue
+            counts = ask(f"queue {name}", "missing; " + (
+                "the listener makes it when it starts" if subscription.bindings else
+                "the service makes it with its first notification"), partial(_queue, name))
+            if counts:
+                row("ok" if counts.consumer_count else "warn", f"queue {name}",
+                    f"{counts.message_count} ready, {counts.consumer_count} consumers"
+                    + ("" if counts.consumer_count else "; no listener runs"))
+                lasting = refusal(connection, partial(_queue, name, passive=False))
+                if lasting and "'durable'" in str(lasting.reply_text):
+                    row("warn", f"queue {name}", "not durable: a restart of the broker loses it; "
+                        "stop the listener and delete it, to have it made durable")
+            for _, key in subscription.bindings:
+                counts = None if refusal(connection, partial(_queue, key)) else ask(
+                    key, "", partial(_queue, key))
+                if counts and counts.message_count and not counts.consumer_count:
+                    row("warn", f"queue {key}", f"{counts.message_count} ready and no consumer: "
+                        "it grows until the broker stops on memory or disk. Either consume it "
+                        "(set pool to nothing), or bound it: rabbitmqctl set_policy "
+                        f"{key} '^{re.escape(key)}$' '{{\"max-length\": 10000}}' --apply-to queues")
+        for name, waiting in ((f"{config.queue}.retry", "wait for K2HR3"),
+                              (f"{config.queue}.dead_letter", "need a person: see dead-letters")):
+            counts = ask(f"queue {name}", "missing; the listener makes it when it starts",
+                         partial(_queue, name))
+            if counts:
+                row("warn" if counts.message_count else "ok", f"queue {name}",
+                    f"{counts.message_count} {waiting}" if counts.message_count else "empty")
+        _close(connection)
+    try:
+        began = time.monotonic()
+        RoleApi(config.k2hr3).delete(probe())
+        row("ok", "Role API", f"{config.k2hr3.api_url}, {1000 * (time.monotonic() - began):.0f} ms")
+    except RoleApiError as error:
+        row("fail", "Role API", str(error))
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    return int(any(each["result"] == "fail" for each in rows))
+
+
+def _queue(name: str, channel: BlockingChannel, passive: bool = True) -> Any:
+    return channel.queue_declare(name, passive=passive, durable=True)
+
+
+def _exchange(name: str, channel: BlockingChannel) -> Any:
+    declare: Any = channel.exchange_declare  # the stub says that it returns nothing
+    return declare(name, passive=True)
+
+
+def dump(config: Config, arguments: argparse.Namespace) -> int:
+    """Print each matching notification and the DELETE it leads to, as JSON lines.
+
+    From a temporary queue of its own, so a running listener misses nothing. Ctrl-C ends it.
+    """
+    connection = connect(parse_transport_url(config.sources[0].transport_url, config.rabbit))
+    channel = connection.channel()
+    endpoint, left = Endpoint(), arguments.count
+
+    def show(_channel: Any, _method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        nonlocal left
+        row: dict[str, Any] = {}
+        try:
+            notification = decode(body, properties)
+            if not any(accepts(source, notification) for source in config.sources):
+                return
+            row = {"event_type": notification.event_type, **notification.metadata,
+                   "publisher_id": notification.publisher_id}
+            deletion = endpoint.deletion(notification)
+            row["delete"] = deletion and f"{config.k2hr3.api_url}?{deletion.query}"
+        except MalformedNotification as error:
+            row["malformed"] = str(error)
+        print(json.dumps(row), flush=True)
+        left -= 1
+
+    try:
+        name = channel.queue_declare("", exclusive=True, auto_delete=True,
+                                     arguments={"x-max-length": 10000}).method.queue
+        for source in config.sources:
+            for priority in endpoint.priorities():
+                channel.queue_bind(name, source.exchange, f"{source.topic}.{priority}")
+        channel.basic_consume(name, show, auto_ack=True)
+        while left:
+            connection.process_data_events(0.5)
+    except KeyboardInterrupt:
+        pass
+    except amqp.AMQPError as error:
+        raise Error(explain(error)) from None
+    finally:
+        _close(connection)
+    return 0
+
+
+#: What `emit` publishes: publisher, event type and payload, by instance and addresses.
+SAMPLES: dict[str, tuple[str, str, Callable[[str, list[str]], Any]]] = {
+    "neutron": ("network.sample", "port.delete.end", lambda cuk, ips: {"port": {
+        "device_id": cuk, "device_owner": "compute:nova",
+        "fixed_ips": [{"ip_address": ip} for ip in ips]}}),
+    "nova": ("nova-compute:sample", "instance.delete.end",
+             lambda cuk, ips: {"nova_object.data": {"uuid": cuk, "ip_addresses": []}}),
+    "compute": ("compute.sample", "compute.instance.delete.end",
+                lambda cuk, ips: {"instance_id": cuk}),
+}
+
+
+def emit(config: Config, arguments: argparse.Namespace) -> int:
+    """Publish a sample deletion as a service would; creates nothing."""
+    publisher_id, event_type, to_payload = SAMPLES[arguments.pattern]
+    deletion = Deletion(arguments.instance or str(uuid.uuid4()), tuple(arguments.ip))
+    message = {
+        "message_id": str(uuid.uuid4()), "publisher_id": publisher_id, "event_type": event_type,
+        "priority": "INFO", "payload": to_payload(deletion.cuk, arguments.ip or ["192.0.2.1"]),
+        "timestamp": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime())}
+    properties = pika.BasicProperties(content_type="application/json", content_encoding="utf-8",
+                                      delivery_mode=2)
+    body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()
+    source = next((source for source in config.sources
+                   if accepts(source, decode(body, properties))), None)
+    if source is None:
+        raise Error(f"no source of the settings accepts {event_type} of {publisher_id}")
+    connection = connect(parse_transport_url(source.transport_url, config.rabbit))
+    try:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.exchange_declare(source.exchange, passive=True)
+        channel.basic_publish(source.exchange, f"{source.topic}.info", body, properties,
+                              mandatory=True)
+    except amqp.AMQPError as error:
+        raise Error(f"not published to exchange {source.exchange}: {explain(error)}") from None
+    finally:
+        _close(connection)
+    print(f"published {event_type} of instance {deletion.cuk} to exchange {source.exchange}")
+    return 0
+
+
+def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
+    """List the dead letters, with reason and age.
+
+    --replay moves each back to the queue it came from, once that is confirmed; look at the ages
+    first: an instance may have the same address again by now. --drop discards them.
+    """
+    connection = connect(parse_transport_url(config.sources[0].transport_url, config.rabbit))
+    failed, progress = 0, Progress()
+    try:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        name = f"{config.queue}.dead_letter"
+        count = channel.queue_declare(name, passive=True).method.message_count
+        for number in range(count):
+            message: Any = channel.basic_get(name)
+            method, properties, body = message
+            if method is None:
+                break
+            headers = properties.headers or {}
+            to = str(headers.get("x-k2hr3-queue", config.queue))
+            since = _number(properties, "x-k2hr3-first-failure") or properties.timestamp
+            age = f"{(time.time() - since) / 3600:.1f} h" if since else "unknown"
+            result = ""
+            if arguments.replay:
+                properties.headers = {key: value for key, value in headers.items()
+                                      if key == "x-k2hr3-queue" or key[:8] != "x-k2hr3-"}
+                try:
+                    channel.basic_publish("", to, body, properties, mandatory=True)
+                except (amqp.UnroutableError, amqp.NackError) as error:
+                    failed += 1
+                    result = f" not moved: {explain(error)}"
+                progress.show(number + 1, count - number - 1)
+            if arguments.drop or (arguments.replay and not result):
+                channel.basic_ack(method.delivery_tag)
+            print(f"age={age} queue={to} attempts={headers.get('x-k2hr3-attempts', 0)} "
+                  f"reason={headers.get('x-k2hr3-reason', '')}{result}", flush=True)
+    except amqp.AMQPError as error:
+        raise Error(f"dead letters: {explain(error)}") from None
+    finally:
+        _close(connection)
+    return int(failed > 0)
+
+
+def delete(config: Config, arguments: argparse.Namespace) -> int:
+    """Call the Role API by hand, to catch up after notifications were lost.
+
+    One instance, or with - one a line from standard input, each with addresses or (all of the
+    instance) without. Unknown instances are harmless. Prints the lines that failed, to be fed in
+    again.
+    """
+    lines = [line.strip() for line in sys.stdin] if arguments.instance == "-" else [
+        " ".join([arguments.instance, *arguments.ip])]
+    lines = [line for line in lines if line]
+    api, breaker = RoleApi(config.k2hr3), Breaker(config.k2hr3.retry_interval_seconds)
+    failed: list[str] = []
+    progress = Progress()
+
+    def attempt(deletion: Deletion) -> RoleApiError | None:
+        try:
+            api.delete(deletion)
+        except RoleApiError as error:
+            return error
+        return None
+
+    for number, line in enumerate(lines):
+        problem: Any = None
+        try:
+            deletion = Deletion(line.split()[0], tuple(line.split()[1:]))
+        except MalformedNotification as error:
+            problem = error
+        else:
+            for again in range(config.k2hr3.max_retries + 1):
+                while breaker.open and not breaker.wants_probe(time.monotonic()):
+                    time.sleep(0.1)
+                if breaker.wants_probe(time.monotonic()):
+                    problem = attempt(probe())
+                    breaker.probed(problem, time.monotonic())
+                elif again:
+                    time.sleep(1)
+                if not breaker.open:
+                    problem = attempt(deletion)
+                    breaker.attempted(problem)
+                if problem is None:
+                    break
+        if problem:
+            print(f"k2hr3_osnl: {line}: {problem}", file=sys.stderr)
+            failed += lines[number:] if breaker.open else [line]
+        progress.show(number + 1, len(lines) - number - 1)
+        if breaker.open:
+            break
+    print("".join(f"{line}\n" for line in failed), end="")
+    return int(bool(failed))
+
+
+class Command(NamedTuple):
+    """A command of the command line: what runs it, an example, and its arguments."""
+
+    run: Callable[[Config, argparse.Namespace], int]
+    example: str
+    arguments: Mapping[str, dict[str, Any]] = MappingProxyType({})
+
+
+COMMANDS = {
+    "listen": Command(listen, "k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini"),
+    "drain": Command(drain, "*/5 * * * * k2hr3-osnl drain"),
+    "check": Command(check, "k2hr3_osnl.py check", {
+        "--json": {"action": "store_true", "help": "one JSON array instead"}}),
+    "dump": Command(dump, "k2hr3_osnl.py dump | jq .delete", {
+        "--count": {"type": int, "default": -1, "help": "end after so many"}}),
+    "emit": Command(emit, "k2hr3_osnl.py emit neutron --ip 192.0.2.7", {
+        "pattern": {"choices": SAMPLES, "help": "whose: " + ", ".join(SAMPLES)},
+        "--instance": {"help": "its UUID; a random one without"},
+        "--ip": {"action": "append", "default": [], "help": "an address of the port"}}),
+    "dead-letters": Command(dead_letters, "k2hr3_osnl.py dead-letters --replay", {
+        "--replay": {"action": "store_true", "help": "move them back to where they came from"},
+        "--drop": {"action": "store_true", "help": "discard them"}}),
+    "delete": Command(delete, "openstack server list --deleted --all-projects -f value -c ID "
+                      "| k2hr3_osnl.py delete -", {
+        "instance": {"metavar": "UUID", "help": "the instance, or - for standard input"},
+        "ip": {"nargs": "*", "metavar": "IP", "help": "addresses; without: all of the instance"}}),
 }
 
 
@@ -1602,10 +1981,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-f", dest="log_file", help="over log_file of the settings")
     parser.add_argument("-v", "--version", action="version", version=f"k2hr3_osnl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (command, example) in COMMANDS.items():
-        commands.add_parser(
-            name, help=(command.__doc__ or "").partition("\n")[0], description=command.__doc__,
-            epilog=f"example:  {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, command in COMMANDS.items():
+        text = inspect.getdoc(command.run) or ""
+        one = commands.add_parser(
+            name, help=text.partition("\n")[0], description=text,
+            epilog=f"example:  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+        for argument, properties in command.arguments.items():
+            one.add_argument(argument, **properties)
     arguments = parser.parse_args(argv)
     files = arguments.config_file or [file for file in CONFIG_FILES if os.path.exists(file)][:1]
     try:
@@ -1613,7 +1996,7 @@ def main(argv: list[str] | None = None) -> int:
         flags = {name: getattr(arguments, name) for name in (
             "debug_level", "libs_debug_level", "log_file") if getattr(arguments, name)}
         config = dataclasses.replace(config, default=dataclasses.replace(config.default, **flags))
-        return COMMANDS[arguments.command or "listen"][0](config, arguments)
+        return COMMANDS[arguments.command or "listen"].run(config, arguments)
     except ConfigError as error:
         print(f"k2hr3_osnl: {error}", file=sys.stderr)
         return EX_CONFIG
