@@ -1155,28 +1155,22 @@ class Listener:
     def _drop(self, consumer: Consumer) -> None:
         """Forget a consumer and what came over its channel: the broker delivers that again."""
         self._consumers.remove(consumer)
-        self._take_back(consumer)
         self._next_look = 0.0
-
-    def _take_back(self, consumer: Consumer) -> list[Delivery]:
-        """Its deliveries that wait here; workers and the publisher may have more."""
         lines: list[Any] = [self._pending, self._due, self._held]
-        taken = [delivery for line in lines for delivery in line if delivery.consumer is consumer]
         self._pending, self._due, self._held = (
             type(line)(delivery for delivery in line if delivery.consumer is not consumer)
             for line in lines)
-        return taken
 
     def _evacuate(self, consumer: Consumer) -> None:
-        """Its queue was deleted, so what we hold is all there is of it: move that."""
+        """Its queue was deleted, and what we hold is all there is of it: to the retry queue."""
         if consumer.tag:
-            consumer.tag = ""
             LOG.warning("the broker cancelled the consumer of %s; what it delivered moves to %s",
                         consumer.queue, self.retry_queue)
-            self._look(time.monotonic())  # makes the queues again
-            for delivery in self._take_back(consumer):
-                self._move(delivery, delivery.copy_to or self.retry_queue, "its queue was deleted")
-        if not consumer.unfinished:
+            consumer.tag, self._next_look = "", 0.0
+            for delivery in consumer.unfinished.values():  # have waited too long, and are due
+                delivery.since = delivery.due = 0.0
+                delivery.copy_to = delivery.copy_to or self.retry_queue
+        elif not consumer.unfinished:
             consumer.channel.close()
             self._drop(consumer)
 
@@ -1240,8 +1234,11 @@ class Listener:
 
     def _tick(self, now: float) -> None:
         """What time brings about."""
-        while self._pending and now - self._pending[0].since > self.hold_seconds:
-            self._move(self._pending.popleft(), self.retry_queue,
+        if now >= self._next_look:
+            self._look(now)
+        for delivery in [each for each in self._pending if now - each.since > self.hold_seconds]:
+            self._pending.remove(delivery)
+            self._move(delivery, self.retry_queue,
                        f"K2HR3 did not come to it within {self.hold_seconds:.0f} s")
         held, self._held = self._held, []
         for delivery in held:
@@ -1252,8 +1249,6 @@ class Listener:
             else:
                 delivery.since, delivery.copy_to = now, ""
                 self._due.append(delivery)
-        if now >= self._next_look:
-            self._look(now)
         self.on_tick()
 
     # Attempts
@@ -1485,23 +1480,7 @@ EX_TEMPFAIL, EX_CONFIG = 75, 78  #: of sysexits.h
 
 
 class LogFile(logging.handlers.TimedRotatingFileHandler):
-    """A log file that is rotated daily, can be reopened, and is not fatal on a full disk."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path, when="midnight", backupCount=31, encoding="utf-8",
-                         errors="backslashreplace")
-
-    def reopen(self) -> None:
-        """Open its path again, for a logrotate that has moved the file away."""
-        self.acquire()
-        try:
-            if self.stream:
-                self.stream.close()
-        except OSError:
-            pass  # what a full disk did not take is lost
-        finally:
-            self.stream = self._open()
-            self.release()
+    """A log file that is rotated daily; a full disk makes it write to standard error."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         print(f"{self.baseFilename}: {sys.exc_info()[1]}: {self.format(record)}", file=sys.stderr)
@@ -1512,7 +1491,9 @@ def set_up_logging(default: Default) -> logging.Handler:
     streams = {"sys.stderr": sys.stderr, "sys.stdout": sys.stdout, "": sys.stderr}
     try:
         handler = (logging.StreamHandler(streams[default.log_file])
-                   if default.log_file in streams else LogFile(default.log_file))
+                   if default.log_file in streams else LogFile(
+                       default.log_file, when="midnight", backupCount=31, encoding="utf-8",
+                       errors="backslashreplace"))
     except OSError as error:
         raise ConfigError(f"[DEFAULT] log_file = {default.log_file}: {error.strerror}: accepted "
                           "is a file that can be written") from None
@@ -1561,8 +1542,8 @@ def _obey(signals: set[signal.Signals], listener: Listener, handler: logging.Han
         elif number == signal.SIGHUP:
             try:
                 if isinstance(handler, LogFile):
-                    handler.reopen()
-            except OSError as error:
+                    handler.close()  # the next line opens its path again
+            except OSError as error:  # what a full disk did not take is lost
                 print(f"log_file: {error}", file=sys.stderr)
         elif stopping:
             os._exit(0)
