@@ -12,7 +12,7 @@ help:  ## This list
 
 $(VENV)/ready: k2hr3_osnl.py lab/requirements.txt lab/provide.sh
 	@lab/provide.sh rabbitmq-server python3-venv
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "installing Python packages into $(VENV)"
 	@$(BIN)/pip install -q --disable-pip-version-check $(DEPENDENCIES) -r lab/requirements.txt
 	@touch $@

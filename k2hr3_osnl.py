@@ -1530,7 +1530,7 @@ def run(listener: Listener, handler: logging.Handler) -> None:
     for warning in listener.config.warnings:
         LOG.warning(warning)
     listener.run()
-    LOG.info("stopped, %s", listener.status())
+    LOG.info("stopped: %s", listener.status().partition(": ")[2])
 
 
 def _obey(signals: set[signal.Signals], listener: Listener, handler: logging.Handler) -> None:

@@ -1,0 +1,292 @@
+"""`make demo`: instances are deleted and K2HR3 hears of it, with its API up and then with it down.
+
+Broker, notifications, listener and every figure are real; only the Role API is a stand-in. Ends
+with exit code 1, and says why, where anything is not as the story has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import shutil
+import signal
+import sys
+import textwrap
+import time
+import urllib.parse
+import uuid
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Callable, NamedTuple
+
+import psutil
+
+from lab import wait_until
+from lab.broker import Broker
+from lab.listener import PROGRAM, ListenerProcess
+from lab.notifier import Notifier, compute_instance, instance, noise, port
+from lab.role_api import Request, RoleApi, Status
+
+#: Seconds that any one thing may take, on a slow machine.
+PATIENCE = 30.0
+QUEUE, RETRY, DEAD_LETTER = "k2hr3_osnl", "k2hr3_osnl.retry", "k2hr3_osnl.dead_letter"
+QUEUES = {QUEUE: "notifications to come", RETRY: "deletions that wait for K2HR3",
+          DEAD_LETTER: "what no deletion can be made of",
+          "notifications.info": "the services' own, nobody reads it",
+          "versioned_notifications.info": "the services' own, nobody reads it"}
+COLOURS = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
+
+
+class Service(NamedTuple):
+    """How an OpenStack service notifies, and the section of the settings that hears it."""
+
+    exchange: str
+    topic: str
+    publisher_id: str
+    everyday: tuple[str, ...]  # what its noise begins with
+    event_type: str  # of its deletions
+    payload: Callable[[str, Iterable[str]], dict[str, Any]]
+    section: dict[str, object]
+
+
+SERVICES = {
+    "neutron": Service(
+        "neutron", "notifications", "network.controller-1", ("port", "network"),
+        "port.delete.end", port, {"exchange": "neutron"}),
+    "nova": Service(
+        "nova", "versioned_notifications", "nova-compute:compute-017", ("instance",),
+        "instance.delete.end", lambda cuk, ips: instance(cuk),
+        {"exchange": "nova", "topic": "versioned_notifications",
+         "event_type": r"^instance\.delete\.end$", "publisher_id": "^nova-"}),
+    "nova_legacy": Service(
+        "nova", "notifications", "compute.compute-017", ("compute",),
+        "compute.instance.delete.end", lambda cuk, ips: compute_instance(cuk),
+        {"exchange": "nova", "event_type": r"^compute\.instance\.delete\.end$",
+         "publisher_id": r"^compute\."}),
+}
+
+
+class Demo:
+    """The parts, and what is told of them: seconds since the start, who, and what."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.width = max(80, min(100, shutil.get_terminal_size((96, 24)).columns))
+        self.coloured = (sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+                         and os.environ.get("TERM") != "dumb")
+        self.last_line = ""
+        self.names: dict[str, str] = {}  # of the instances, by cuk
+        self.answered: dict[str, Request] = {}  # the last one for each cuk
+        self.ignorable = 0  # notifications that the listener has to ignore
+        self.broker = Broker()
+        self.api = RoleApi(on_end=self.on_end)
+        self.notifiers: dict[str, Notifier] = {}
+        self.listener: ListenerProcess
+
+    # Telling
+
+    def show(self, *lines: str) -> None:
+        """Print lines, all in one go, and never two empty ones in a row."""
+        text = ""
+        for line in lines:
+            text += f"{line}\n" if line or self.last_line else ""
+            self.last_line = line
+        print(text, end="", flush=True)
+
+    def paint(self, colour: str, text: str) -> str:
+        return f"\033[{COLOURS[colour]}m{text}\033[0m" if self.coloured and colour else text
+
+    def tell(self, who: str, text: str, colour: str = "", at: float | None = None) -> None:
+        seconds = self.paint("dim", f"{(at or time.monotonic()) - self.began:6.2f}")
+        lines = [self.paint(colour, part) for line in text.splitlines()
+                 for part in textwrap.wrap(line, self.width - 20, break_on_hyphens=False)]
+        self.show(f"{seconds}  {who:<12}{lines[0]}", *(f"{'':20}{line}" for line in lines[1:]))
+
+    def chapter(self, title: str, text: str) -> None:
+        self.show("", self.paint("bold", title), "─" * self.width,
+                  *textwrap.wrap(text, self.width), "")
+
+    def table(self, head: str, rows: Iterable[str]) -> None:
+        seconds = self.paint("dim", f"{time.monotonic() - self.began:6.2f}")
+        self.show("", f"{seconds}  {self.paint('bold', head)}",
+                  *(f"{'':10}{row}".rstrip() for row in rows), "")
+
+    def show_members(self) -> None:
+        members = self.api.members()
+        self.table(f"Members of the role: {len(members) or 'none'}", [
+            f"{name:<8}{cuk}  {', '.join(sorted(members[cuk]))}"
+            for cuk, name in self.names.items() if cuk in members])
+
+    def show_queues(self) -> None:
+        depths = self.broker.queues()
+        self.table("Messages in the queues, those that a consumer holds included", [
+            f"{depths[name].total:>3}  {name:<30}{meaning}" for name, meaning in QUEUES.items()])
+
+    def show_log(self, pattern: str, colour: str = "") -> str:
+        """Wait for `pattern` in the listener's log, and show the newest line that has it."""
+        line = self.listener.wait_for_log(f".*{pattern}.*", PATIENCE)[-1]
+        self.tell("listener", line.split(" ", 2)[2], colour)  # without date and time
+        return line
+
+    def on_end(self, request: Request) -> None:
+        """Tell of a request that the Role API has answered; called on its thread."""
+        query = urllib.parse.parse_qsl(urllib.parse.urlsplit(request.target).query)
+        rest = " ".join(f"{name}={value}" for name, value in query if name != "cuk")
+        whose = self.names.get(request.cuk or "", "nobody")
+        self.tell("Role API", f"{request.status} {request.method} cuk={request.cuk} ({whose})\n"
+                  f"  {rest}", "green" if request.status == 204 else "red", request.ended)
+        self.answered[request.cuk or ""] = request
+
+    # Doing
+
+    def register(self, *names: str) -> list[str]:
+        """Make new members of the role; returns their cuks."""
+        cuks = [str(uuid.uuid4()) for _ in names]
+        for name, cuk in zip(names, cuks):
+            self.names[cuk] = name
+            number = len(self.names) + 10
+            self.api.register(cuk, f"10.0.0.{number}", f"2001:db8::{number}")
+        self.show_members()
+        return cuks
+
+    def publish_everyday(self, rounds: int) -> None:
+        """Have each service say what is no deletion."""
+        for name, service in SERVICES.items():
+            events = [each for each in noise() if each[0].startswith(service.everyday)]
+            kinds = ", ".join(event_type for event_type, _ in events)
+            self.tell(name, f"publishes {rounds} × {kinds}", "dim")
+            self.notifiers[name].notify_many(events * rounds)
+            self.ignorable += len(events) * rounds
+
+    def publish_deletions(self, cuks: Iterable[str]) -> None:
+        """Have each service delete one instance, and see that its DELETE is right."""
+        for (name, service), cuk in zip(SERVICES.items(), cuks):
+            ips = sorted(self.api.members()[cuk])
+            self.tell(name, f"publishes {service.event_type} for {self.names[cuk]}", "cyan")
+            self.notifiers[name].notify(service.event_type, service.payload(cuk, ips))
+            wait_until(partial(self.answered.get, cuk), PATIENCE, f"DELETE for {self.names[cuk]}")
+            request = self.answered[cuk]
+            host = tuple(ips) if name == "neutron" else None
+            assert (request.method, request.extra, request.host) == (
+                "DELETE", "openstack-auto-v1", host), f"host is not {host}: {request.target}"
+
+    def set_up(self, stack: contextlib.ExitStack) -> None:
+        """Start everything; `stack` ends it."""
+        self.chapter("A cloud, and the listener beside it", "RabbitMQ and the notifications are "
+                     "real; the listener is started as a user starts it.")
+        self.tell("RabbitMQ", "starts, a private one")
+        stack.enter_context(self.broker)
+        version = self.broker.evaluate("rabbit_misc:version()").strip('"')
+        self.tell("RabbitMQ", f"{version} is ready at {self.broker.address}")
+        stack.enter_context(self.api)
+        self.tell("Role API", f"{self.api.url}, a stand-in for K2HR3's")
+        version = importlib.metadata.version("oslo.messaging")
+        sections: dict[str, dict[str, object]] = {
+            "oslo_messaging_notifications": {"transport_url": self.broker.url()}}
+        for name, service in SERVICES.items():
+            self.notifiers[name] = stack.enter_context(Notifier(
+                self.broker.url(), service.exchange, [service.topic],
+                publisher_id=service.publisher_id))
+            self.tell(name, f"oslo.messaging {version}, exchange {service.exchange}, "
+                      f"topic {service.topic}")
+            sections[f"oslo_messaging_notifications:{name}"] = service.section
+        sections["k2hr3"] = {"api_url": self.api.url, "retry_interval_seconds": 2}
+        self.publish_everyday(1)  # makes the exchanges; nobody listens yet
+        self.ignorable = 0
+        self.listener = stack.enter_context(ListenerProcess(sections))
+        self.table(f"python {PROGRAM.name} -c {self.listener.settings}",
+                   self.listener.settings.read_text().strip().splitlines())
+        self.show_log("connected")
+        wait_until(lambda: len(self.broker.bindings(QUEUE)) == len(SERVICES), PATIENCE,
+                   f"{len(SERVICES)} bindings of {QUEUE}")
+
+    def with_the_api_up(self) -> None:
+        self.chapter("Three instances are deleted", "Neutron names the addresses that went with "
+                     "a port; Nova means all of an instance.")
+        cuks = self.register("web-1", "db-1", "mail-1")
+        self.publish_everyday(20)
+        self.publish_deletions(cuks)
+        self.show_members()
+        assert not self.api.members(), "members are left"
+        self.listener.wait_for_log("INFO .*deleted instance=", PATIENCE, count=3)
+        self.listener.process.send_signal(signal.SIGUSR1)
+        line = self.show_log("counters")
+        assert f"deleted=3 failed=0 ignored={self.ignorable} " in line, (
+            f"it should have deleted 3 instances and ignored {self.ignorable} notifications")
+        assert len(self.api.requests) == 3, f"{len(self.api.requests)} requests instead of 3"
+
+    def with_the_api_down(self) -> None:
+        self.chapter("Three more, with the Role API down", "After three failures in a row the "
+                     "listener makes no more attempts. It asks whether K2HR3 is well, by deleting "
+                     "a random id that is nobody's, until it is.")
+        cuks = self.register("web-2", "db-2", "mail-2")
+        self.tell("Role API", "goes down: 503 to everything", "yellow")
+        self.api.fault = Status(503)
+        self.publish_deletions(cuks)
+        self.show_log("K2HR3 is in trouble", "yellow")
+        self.publish_everyday(20)
+        self.broker.wait_for_depth(RETRY, 3, timeout=PATIENCE)
+        self.broker.wait_for_depth(QUEUE, 0, timeout=PATIENCE)
+        self.show_queues()
+        assert set(self.api.members()) == set(cuks), "members went while the API was down"
+        wait_until(lambda: len(self.answered.keys() - self.names.keys()) == 3, PATIENCE,
+                   "a third question whether K2HR3 is well")
+        self.tell("Role API", "is repaired", "yellow")
+        self.api.fault = None
+        self.show_log("K2HR3 is back", "yellow")
+        self.listener.wait_for_log("INFO .*deleted instance=", PATIENCE, count=6)
+        self.show_members()
+        assert not self.api.members(), "members are left"
+        assert self.api.deleted >= set(self.names), "not all were answered 204"
+
+    def end(self) -> None:
+        self.chapter("The end", "Nothing waits, and SIGTERM ends the listener.")
+        for name in (QUEUE, RETRY, DEAD_LETTER):
+            self.broker.wait_for_depth(name, 0, timeout=PATIENCE)
+        self.show_queues()
+        code = self.listener.stop()
+        line = self.show_log("stopped")
+        assert code == 0, f"the listener ended with exit code {code}"
+        assert re.search(rf"deleted=6 .*ignored={self.ignorable} .*dead_letters=0\b", line), (
+            f"it should have deleted 6 instances and ignored {self.ignorable} notifications")
+
+    def run(self) -> None:
+        with contextlib.ExitStack() as stack:
+            self.set_up(stack)
+            try:
+                self.with_the_api_up()
+                self.with_the_api_down()
+                self.end()
+            except AssertionError:
+                self.show("", "The listener's log ends with:", self.listener.log[-2000:])
+                raise
+        left = psutil.Process().children(recursive=True)
+        assert not left, f"still running: {left}"
+        self.show("")
+        self.tell("", "Six deletions, none lost. Nothing is left running.", "bold")
+
+
+def interrupted(_number: int, _frame: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)  # it takes a second to end everything
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    try:
+        Demo().run()
+    except KeyboardInterrupt:
+        print("\nInterrupted. Nothing is left running.", file=sys.stderr)
+        return 130
+    except (AssertionError, RuntimeError, OSError) as error:
+        print(f"\nThe demo failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
