@@ -129,6 +129,22 @@ def _parse_file(text: str) -> str:
     return text
 
 
+def _parse_log_file(text: str) -> str:
+    folder = os.path.dirname(text) or "."
+    if text not in STREAMS and (os.path.isdir(text) or not os.access(
+            text if os.path.exists(text) else folder, os.W_OK)):
+        raise ValueError
+    return text
+
+
+def _parse_url(text: str) -> str:
+    host = r"https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?"
+    if not re.fullmatch(host + r"(/[!-\"$->@-~]*)?", text):
+        raise ValueError
+    urllib.parse.urlsplit(text).port  # noqa: B018  it raises where there is no such port
+    return text
+
+
 def _parse_transport_url(text: str) -> str:
     parse_transport_url(text)
     return text
@@ -138,7 +154,9 @@ Regex = Optional["re.Pattern[str]"]
 Rules = Tuple[Tuple[str, "re.Pattern[str]"], ...]
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING,
           "error": logging.ERROR, "critical": logging.CRITICAL, "notset": logging.DEBUG}
-TEXT, FILE = Kind("text", str), Kind("a file that can be read", _parse_file)
+STREAMS = ("sys.stderr", "sys.stdout", "")
+LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", _parse_log_file)
+FILE = Kind("a file that can be read", _parse_file)
 LEVEL = _form("one of " + ", ".join(LEVELS), "|".join(LEVELS))
 NAME = _form("a name of 1 to 200 characters", "[!-~]{1,200}")
 POOL = _form("a name of up to 200 characters, or nothing", "[!-~]{0,200}")
@@ -146,15 +164,15 @@ LOGIN = _form("one of AMQPLAIN, PLAIN, EXTERNAL", "(?i)amqplain|plain|external")
 BOOLEAN = Kind("true or false", lambda text: configparser.ConfigParser.BOOLEAN_STATES[text.lower()])
 REGEX = Kind("a regular expression", lambda text: re.compile(text) if text else None)
 RULES = Kind("key:regex,key:regex", _parse_rules)
-API_URL = _form("http[s]://host[:port][/path], without user or query",
-                r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?(/[!-\"$->@-~]*)?")
+API_URL = Kind("http[s]://host[:port][/path], without user or query", _parse_url)
 TRANSPORT_URL = Kind("rabbit://user:password@host:port[,user:password@host:port]/virtual_host "
                      "with user and password %-encoded", _parse_transport_url)
+NO_URL = Kind(f"{TRANSPORT_URL.accepts}, or nothing", lambda text: text and TRANSPORT_URL.parse(text))
 
 
 def option(kind: Kind, default: Any, meaning: str) -> Any:
     """An entry of the option table, as the field of a section's dataclass."""
-    return dataclasses.field(default=default, repr=kind is not TRANSPORT_URL,
+    return dataclasses.field(default=default, repr=kind not in (TRANSPORT_URL, NO_URL),
                              metadata={"kind": kind, "meaning": meaning})
 
 
@@ -162,10 +180,10 @@ def option(kind: Kind, default: Any, meaning: str) -> Any:
 class Default:
     """``[DEFAULT]``: a section of its own, not inherited."""
 
-    log_file: str = option(TEXT, "sys.stderr", "sys.stderr, sys.stdout or a file, rotated daily")
+    log_file: str = option(LOG_FILE, "sys.stderr", "sys.stderr, sys.stdout or a file (daily)")
     debug_level: str = option(LEVEL, "info", "log level of this program")
     libs_debug_level: str = option(LEVEL, "warn", "log level of pika and urllib3")
-    transport_url: str = option(TRANSPORT_URL, "", "used where the next section has none")
+    transport_url: str = option(NO_URL, "", "used where the next section has none")
 
 
 @dataclass(frozen=True)
@@ -196,7 +214,7 @@ class Rabbit:
     ssl_enforce_hostname_verification: bool = option(BOOLEAN, True, "certificate must name host")
     rabbit_login_method: str = option(LOGIN, "AMQPLAIN", "AMQPLAIN and PLAIN are sent as PLAIN")
     rabbit_quorum_queue: bool = option(BOOLEAN, False, "create quorum queues")
-    rabbit_qos_prefetch_count: int = option(_whole(0, 65535), 0, "notifications in hand; 0: 200")
+    rabbit_qos_prefetch_count: int = option(_whole(0, 65535), 200, "notifications in hand; 0: 200")
     heartbeat_timeout_threshold: int = option(_whole(0, 3600), 60, "seconds; 0: no heartbeat")
     rabbit_retry_interval: int = option(_whole(1, 3600), 1, "first pause between connects, seconds")
     rabbit_retry_backoff: int = option(_whole(0, 3600), 2, "by how much it grows, seconds")
@@ -227,8 +245,9 @@ OPTIONS: dict[str, Any] = {
 #: Options that the predecessor or oslo.messaging know, accepted without effect.
 WITHOUT_EFFECT = {NOTIFICATIONS: ("executor", "allow_requeue", "topics", "driver", "retry"),
                   "k2hr3": ("requeue_on_error",)}
-#: Other names of options.
-SAME_AS = {"retries": "max_retries"}
+#: Other names of options: the predecessor's, and older oslo.messaging's.
+SAME_AS = {"retries": "max_retries", "rabbit_use_ssl": "ssl", "kombu_ssl_ca_certs": "ssl_ca_file",
+           "kombu_ssl_certfile": "ssl_cert_file", "kombu_ssl_keyfile": "ssl_key_file"}
 #: Section -> option -> its text, and the file or variable it stands in.
 Settings = Dict[str, Dict[str, Tuple[str, str]]]
 
@@ -280,10 +299,17 @@ class Config:
                                   "another broker run a second listener")
         # oslo.messaging lets the query of a transport URL override its driver's options
         for name, text in urllib.parse.parse_qsl(base.transport_url.partition("?")[2]):
-            settings[RABBIT][name] = text, "query of transport_url"
+            given = settings[NOTIFICATIONS].get("transport_url") or settings["DEFAULT"][
+                "transport_url"]
+            settings[RABBIT][name] = text, f"{given[1]}, query of transport_url"
         rabbit = _section(RABBIT, settings, Rabbit())
         k2hr3 = _section("k2hr3", settings, K2hr3())
         sources = tuple(named) or (base,)
+        try:  # the files of TLS, which only fit together
+            parse_transport_url(base.transport_url, rabbit)
+            RoleApi(k2hr3)
+        except ConfigError as error:
+            raise ConfigError(f"{', '.join(files)}: {error}") from None
         if rabbit.ssl and not rabbit.ssl_ca_file:
             warnings.append(f"[{RABBIT}] ssl without ssl_ca_file: encrypted but unverified")
         if k2hr3.allow_self_signed_cert:
@@ -318,8 +344,9 @@ def _read_file(file: str, settings: Settings) -> None:
         raise ConfigError(f"{file}: {what}: accepted is a text file of [section] and "
                           "option = value") from None
     for section in parser.sections():
+        settings.setdefault(section, {})  # a named source may inherit everything
         for name, text in parser.items(section):
-            settings.setdefault(section, {})[SAME_AS.get(name, name)] = _oslo_text(text), file
+            settings[section][SAME_AS.get(name, name)] = _oslo_text(text), file
 
 
 def _section(section: str, settings: Settings, base: Any) -> Any:
@@ -331,7 +358,9 @@ def _section(section: str, settings: Settings, base: Any) -> Any:
             try:
                 values[field.name] = kind.parse(text)
             except (ValueError, LookupError, OSError, re.error, ConfigError):
-                shown = re.sub("//.*", "//…", text) if kind is TRANSPORT_URL else text
+                shown = re.sub("//[^/]*@", "//…@", " ".join(text.split()))
+                if kind in (TRANSPORT_URL, NO_URL):  # wherever its password stands
+                    shown = shown.partition(":")[0] + ":…"
                 raise ConfigError(f"{origin}: [{section}] {field.name} = {shown}: accepted is "
                                   f"{kind.accepts}") from None
     return dataclasses.replace(base, **values)
@@ -359,8 +388,9 @@ def tls_context(options: str, ca_file: str, cert_file: str, key_file: str,
         if cert_file:
             context.load_cert_chain(cert_file, key_file or None, password="")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise ConfigError(f"{options}: {error}: accepted are PEM files, without pass phrase"
-                          ) from None
+        files = ", ".join(file for file in (ca_file, cert_file, key_file) if file)
+        raise ConfigError(f"{options} = {files}: {error}: accepted are PEM files, without pass "
+                          "phrase") from None
     if not verify:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
@@ -430,7 +460,9 @@ def explain(error: BaseException | None) -> str:
         return f"refused: check user, password and virtual host of transport_url ({error})"
     if isinstance(error, (amqp.ConnectionClosed, amqp.ChannelClosed)):
         return f"{error.reply_code} {error.reply_text!s}"
-    return " ".join(f"{type(error).__name__} {error}".split())[:300]
+    if isinstance(error, Error):
+        return str(error)
+    return " ".join(repr(error).split())[:300]
 
 
 def refusal(connection: pika.BlockingConnection,
@@ -527,8 +559,10 @@ def _unpack(body: bytes, properties: pika.BasicProperties) -> str:
 def _parse_json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MalformedNotification(f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise MalformedNotification("the body is JSON nested too deep") from None
     if not isinstance(value, dict):
         raise MalformedNotification("the body is JSON, but not an object")
     return value
@@ -717,7 +751,7 @@ class _Connection(HTTPConnection):
     """A connection whose attempts end in time, and that is not used again after idling."""
 
     idle_seconds = 4.0  # K2HR3 closes it after 5
-    used = 0.0
+    _used = 0.0
     response_class: Any = staticmethod(
         lambda sock, *rest, **more: _Response(_Reply(sock), *rest, **more))
 
@@ -742,11 +776,15 @@ class _Connection(HTTPConnection):
                 self._dns_host = name
         raise AssertionError("getaddrinfo found nothing and said nothing")
 
+    def connect(self) -> None:
+        super().connect()
+        self._used = time.monotonic()
+
     def request(self, *rest: Any, **more: Any) -> None:
-        if self.sock is not None and time.monotonic() - self.used > self.idle_seconds:
+        if self.sock is not None and time.monotonic() - self._used > self.idle_seconds:
             self.close()
         super().request(*rest, **more)
-        self.used = time.monotonic()
+        self._used = time.monotonic()
 
 
 class _TlsConnection(_Connection, HTTPSConnection):
@@ -1079,17 +1117,20 @@ class Listener:
         pause = rabbit.rabbit_retry_interval
         while not self._stopping.is_set():
             try:
-                self._connection = connect(self._hosts, self._stopping.is_set)
-                self._say("broker", logging.INFO, "connected to the broker")
+                self._connection = connect(self._hosts, self._give_up)
+                self._said = {topic: text for topic, text in self._said.items()
+                              if not topic.startswith("broker")}
+                LOG.info("connected to the broker")
                 pause = rabbit.rabbit_retry_interval
                 self._look(time.monotonic())
                 while not self._stopping.is_set():
                     self._turn()
                 self._finish()
             except (amqp.AMQPError, OSError, Error) as error:
+                text = explain(error)
                 if not self._stopping.is_set():
-                    text = str(error) if isinstance(error, Error) else explain(error)
-                    self._say("broker", logging.ERROR, f"{text}; connecting again")
+                    self._say("broker login" if "check user" in text else "broker", logging.ERROR,
+                              f"{text}; connecting again")
             except Exception:  # nothing but a person ends the listener
                 LOG.exception("unexpected; connecting again")
             for consumer in list(self._consumers):
@@ -1101,6 +1142,10 @@ class Listener:
             while time.monotonic() < end and not self._stopping.wait(0.2):
                 self._collect()
                 self.on_tick()
+
+    def _give_up(self) -> bool:
+        self.on_tick()
+        return self._stopping.is_set()
 
     def stop(self) -> None:
         """End `run` when the running attempts have ended. Safe from any thread."""
@@ -1445,10 +1490,9 @@ class Listener:
         return False
 
     def _say(self, topic: str, level: int, text: str) -> None:
-        """Log what is new about a topic, once."""
-        if self._said.get(topic) != text:
-            self._said[topic] = text
-            LOG.log(level, text)
+        """Log trouble with a topic, once until it is well again."""
+        LOG.log(logging.DEBUG if topic in self._said else level, text)
+        self._said[topic] = text
 
     def _well(self, topic: str, text: str) -> bool:
         """Log that what was said about a topic is over; returns whether there was anything."""
@@ -1488,10 +1532,9 @@ class LogFile(logging.handlers.TimedRotatingFileHandler):
 
 def set_up_logging(default: Default) -> logging.Handler:
     """Log as ``[DEFAULT]`` says; :raises ConfigError: the log file can't be written."""
-    streams = {"sys.stderr": sys.stderr, "sys.stdout": sys.stdout, "": sys.stderr}
+    stream = sys.stdout if default.log_file == "sys.stdout" else sys.stderr
     try:
-        handler = (logging.StreamHandler(streams[default.log_file])
-                   if default.log_file in streams else LogFile(
+        handler = (logging.StreamHandler(stream) if default.log_file in STREAMS else LogFile(
                        default.log_file, when="midnight", backupCount=31, encoding="utf-8",
                        errors="backslashreplace"))
     except OSError as error:
