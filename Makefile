@@ -1,11 +1,17 @@
 # Everything here sets up what it needs: Debian packages by apt-get, Python packages in .venv.
 
 PYTHON ?= python3
+PREFIX = /usr/local
+DESTDIR =
+GROUP = k2hr3
 VENV = .venv
 BIN = $(VENV)/bin
+PREDECESSOR = .venv-predecessor
+INSTALLED = $(DESTDIR)$(PREFIX)
+SETTINGS = $(DESTDIR)/etc/k2hr3/k2hr3_osnl.ini
 DEPENDENCIES = $(shell sed -n '/^\# dependencies/s/[^"]*\("[^]]*\).*/\1/p' k2hr3_osnl.py | tr -d ',')
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test bench lint matrix install uninstall clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -17,15 +23,44 @@ $(VENV)/ready: k2hr3_osnl.py lab/requirements.txt lab/provide.sh
 	@$(BIN)/pip install -q --disable-pip-version-check $(DEPENDENCIES) -r lab/requirements.txt
 	@touch $@
 
+$(PREDECESSOR)/ready:
+	@lab/provide.sh python3-venv
+	@test -x $(PREDECESSOR)/bin/pip || $(PYTHON) -m venv $(PREDECESSOR)
+	@echo "installing k2hr3-osnl 1.0.8 into $(PREDECESSOR)"
+	@$(PREDECESSOR)/bin/pip install -q --disable-pip-version-check k2hr3-osnl==1.0.8
+	@touch $@
+
 demo: $(VENV)/ready  ## Three instances are deleted, and K2HR3 hears of it; with the API down, too
 	@$(BIN)/python -m lab.demo
 
 test: $(VENV)/ready  ## All tests, on a real broker
+	@lab/provide.sh prometheus python3-pika python3-urllib3 supervisor systemd
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/ready $(PREDECESSOR)/ready  ## Speed beside the predecessor; QUICK=1: a short one
+	@test -x /usr/sbin/nginx || lab/provide.sh nginx-light
+	@$(BIN)/pip install -q --disable-pip-version-check matplotlib
+	@$(BIN)/python -m lab.bench $(if $(QUICK),--quick) $(BENCH)
 
 lint: $(VENV)/ready  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy k2hr3_osnl.py test_k2hr3_osnl.py lab
 
+matrix: $(VENV)/ready  ## The tests that depend on versions, on all of them; QUICK=1: on the ends
+	@lab/provide.sh python3-pika python3-urllib3
+	$(BIN)/python -m lab.matrix $(if $(QUICK),--quick)
+
+install:  ## PREFIX=/usr/local DESTDIR=: k2hr3-osnl, its settings (kept if there), its unit file
+	install -D -m 755 k2hr3_osnl.py $(INSTALLED)/bin/k2hr3-osnl
+	@sed -i '1s|.*|#!/usr/bin/python3|' $(INSTALLED)/bin/k2hr3-osnl
+	install -D -m 644 contrib/k2hr3-osnl.service $(INSTALLED)/lib/systemd/system/k2hr3-osnl.service
+	@sed -i 's|/usr/local/bin|$(PREFIX)/bin|' $(INSTALLED)/lib/systemd/system/k2hr3-osnl.service
+	@test -n "$(DESTDIR)" || getent group $(GROUP) >/dev/null || (set -x; groupadd -r $(GROUP))
+	@test -e $(SETTINGS) || (set -x; \
+		install -D -m 640 $(if $(DESTDIR),,-g $(GROUP)) k2hr3_osnl.ini $(SETTINGS))
+
+uninstall:  ## The same without the settings, which are kept
+	rm -f $(INSTALLED)/bin/k2hr3-osnl $(INSTALLED)/lib/systemd/system/k2hr3-osnl.service
+
 clean:  ## Remove what these commands made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PREDECESSOR) .venv-matrix .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -167,7 +167,8 @@ RULES = Kind("key:regex,key:regex", _parse_rules)
 API_URL = Kind("http[s]://host[:port][/path], without user or query", _parse_url)
 TRANSPORT_URL = Kind("rabbit://user:password@host:port[,user:password@host:port]/virtual_host "
                      "with user and password %-encoded", _parse_transport_url)
-NO_URL = Kind(f"{TRANSPORT_URL.accepts}, or nothing", lambda text: text and TRANSPORT_URL.parse(text))
+NO_URL = Kind(f"{TRANSPORT_URL.accepts}, or nothing",
+              lambda text: text and _parse_transport_url(text))
 
 
 def option(kind: Kind, default: Any, meaning: str) -> Any:
@@ -1082,6 +1083,7 @@ class Listener:
 
     hold_seconds = 30.0  #: a fresh deletion that waited here so long moves to the retry queue
     ahead = 8  #: deletions that each worker is given ahead while all goes well
+    exit_code = 0  #: of a process that a deadline or a second signal had to end
 
     def __init__(self, config: Config, endpoint: Endpoint | None = None) -> None:
         self.config, self.endpoint = config, endpoint or Endpoint()
@@ -1589,13 +1591,14 @@ def _obey(signals: set[signal.Signals], listener: Listener, handler: logging.Han
             except OSError as error:  # what a full disk did not take is lost
                 print(f"log_file: {error}", file=sys.stderr)
         elif stopping:
-            os._exit(0)
+            os._exit(listener.exit_code)
         else:
             stopping = True
             notify_systemd("STOPPING=1")
             listener.stop()
             # Neither a stalled broker nor a hanging K2HR3 holds us: what is unacked comes again.
-            deadline = threading.Timer(listener.config.k2hr3.timeout_seconds + 1, os._exit, (0,))
+            deadline = threading.Timer(listener.config.k2hr3.timeout_seconds + 1, os._exit,
+                                       (listener.exit_code,))
             deadline.daemon = True
             deadline.start()
 
@@ -1615,6 +1618,8 @@ def listen(config: Config, _arguments: argparse.Namespace) -> int:
 
 class Drain(Listener):
     """A listener that ends by itself, for `drain`."""
+
+    exit_code = EX_TEMPFAIL
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

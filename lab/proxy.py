@@ -210,6 +210,7 @@ class Proxy(Server):
         self.to_client = 0
         self.to_target = 0
         self._stalled = False
+        self._spared: set[_Side] = set()
         self._cut_at: int | None = None
         self._sides: set[_Side] = set()
 
@@ -228,6 +229,10 @@ class Proxy(Server):
     def stall(self) -> None:
         """Forward nothing and close nothing; new connections are accepted and stay silent."""
         self._call(lambda: self._set_stalled(True))
+
+    def spare(self) -> None:
+        """What is open now is spared by the stalls to come."""
+        self._call(lambda: self._spared.update(self._sides))
 
     def resume(self) -> None:
         """Forward again, beginning with what was held back."""
@@ -294,6 +299,7 @@ class _Side(asyncio.BufferedProtocol):
         if self.waiting is not None:
             self.waiting.cancel()
         self.proxy._sides.discard(self)
+        self.proxy._spared.discard(self)
         self.proxy._open.discard(self.transport)
         other = self.other.transport if self.other is not None else None
         if other is not None and not other.is_closing():
@@ -342,7 +348,8 @@ class _Side(asyncio.BufferedProtocol):
         if self.transport is None or self.transport.is_closing():
             return
         ready = self.other is not None and self.other.transport is not None
-        if ready and not self.proxy._stalled and not self.full and self.waiting is None:
+        stalled = self.proxy._stalled and self not in self.proxy._spared
+        if ready and not stalled and not self.full and self.waiting is None:
             self.transport.resume_reading()
         else:
             self.transport.pause_reading()
