@@ -239,6 +239,9 @@ class K2hr3:
         _whole(0, 10 ** 9), 0, "a deletion failing for so long is a dead letter; 0: never")
 
 
+#: Events of instances that live on.
+LIVING = ("port.create.end", "port.update.end", "instance.create.end", "instance.update",
+          "compute.instance.create.end", "compute.instance.update")
 NOTIFICATIONS, RABBIT = "oslo_messaging_notifications", "oslo_messaging_rabbit"
 #: The option table: one dataclass a section. A named source's section is like the second.
 OPTIONS: dict[str, Any] = {
@@ -279,14 +282,16 @@ class Config:
         :raises ConfigError: a file can't be read, or a value is wrong
         """
         settings: Settings = {section: {} for section in OPTIONS}
+        origins = list(files)
         for file in files:
             _read_file(file, settings)
         variables = {f"OS_{section}__".upper(): section for section in settings}
         for variable, text in environ.items():
             prefix, mark, name = variable.upper().partition("__")
             if prefix + mark in variables:
+                origins.append(f"environment variable {variable}")
                 settings[variables[prefix + mark]][SAME_AS.get(name.lower(), name.lower())] = (
-                    _oslo_text(text), f"environment variable {variable}")
+                    _oslo_text(text), origins[-1])
         warnings = list(_unknown_options(settings))
         default = _section("DEFAULT", settings, Default())
         base = _section(NOTIFICATIONS, settings, Source(
@@ -298,6 +303,10 @@ class Config:
                 raise ConfigError(f"{settings[source.name]['transport_url'][1]}: [{source.name}] "
                                   f"transport_url: accepted is the one of [{NOTIFICATIONS}]; for "
                                   "another broker run a second listener")
+        for source in named or [base]:
+            if source.pool in [f"{source.topic}.{priority}" for priority in PRIORITIES]:
+                raise ConfigError(f"{', '.join(files)}: [{source.name}] pool = {source.pool}: the "
+                                  "services' own queue; accepted is another name, or nothing")
         # oslo.messaging lets the query of a transport URL override its driver's options
         for name, text in urllib.parse.parse_qsl(base.transport_url.partition("?")[2]):
             given = settings[NOTIFICATIONS].get("transport_url") or settings["DEFAULT"][
@@ -317,11 +326,11 @@ class Config:
             warnings.append("[k2hr3] allow_self_signed_cert: any server is trusted; see ca_file")
         warnings += [f"[{source.name}] event_type accepts {event_type}: living instances would "
                      "lose their rights" for source in sources for event_type in
-                     ("port.update.end", "instance.update", "compute.instance.update")
+                     LIVING
                      if _matches(source.event_type, event_type)]
         warnings += [f"{file}: can be read by everyone, and may hold a password: chmod o-r"
                      for file in files if os.stat(file).st_mode & 0o004]
-        return cls(default, sources, rabbit, k2hr3, files, tuple(warnings))
+        return cls(default, sources, rabbit, k2hr3, tuple(origins), tuple(warnings))
 
 
 def _oslo_text(text: str) -> str:
@@ -358,8 +367,8 @@ def _section(section: str, settings: Settings, base: Any) -> Any:
             kind, (text, origin) = field.metadata["kind"], settings[section][field.name]
             try:
                 values[field.name] = kind.parse(text)
-            except (ValueError, LookupError, OSError, re.error, ConfigError):
-                shown = re.sub("//[^/]*@", "//…@", " ".join(text.split()))
+            except (ValueError, LookupError, ArithmeticError, OSError, re.error, ConfigError):
+                shown = re.sub("//.*@", "//…@", " ".join(text.split()))
                 if kind in (TRANSPORT_URL, NO_URL):  # wherever its password stands
                     shown = shown.partition(":")[0] + ":…"
                 raise ConfigError(f"{origin}: [{section}] {field.name} = {shown}: accepted is "
@@ -569,7 +578,7 @@ def _parse_json(text: str) -> dict[str, Any]:
     return value
 
 
-_EVENT_TYPE = re.compile(rb'event_type\\?"\s*:\s*\\?"([\w.:-]+)\\?"')
+_EVENT_TYPE = re.compile(rb'event_type(\\?)"\s*:\s*\1"([\w.:-]+)\1"')
 
 
 def quick_event_type(body: bytes, properties: pika.BasicProperties) -> bytes | None:
@@ -581,7 +590,7 @@ def quick_event_type(body: bytes, properties: pika.BasicProperties) -> bytes | N
     if (found is None or body.count(b"event_type") != 1 or rb"\u00" in body
             or "compression" in (properties.headers or ())):
         return None
-    return found[1]
+    return found[2]
 
 
 # --- Filter ------------------------------------------------------------------------------------
@@ -628,14 +637,14 @@ class Deletion:
         object.__setattr__(self, "cuk", str(uuid.UUID(self.cuk)))
         for ip in self.ips:
             try:
-                ipaddress.ip_address(ip if isinstance(ip, str) else "")
+                ipaddress.ip_address(ip if isinstance(ip, str) and "%" not in ip else "")
             except ValueError:
                 raise MalformedNotification(f"address {ip!r} is not an IP address") from None
 
     @property
     def query(self) -> str:
         """The query of the DELETE. K2HR3 takes a `host` given twice for none: it widens."""
-        host = {"host": json.dumps(self.ips)} if self.ips else {}
+        host = {"host": json.dumps(self.ips, separators=(",", ":"))} if self.ips else {}
         return urllib.parse.urlencode({"extra": "openstack-auto-v1", **host, "cuk": self.cuk})
 
 
@@ -759,23 +768,25 @@ class _Connection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         """All addresses of the host share one time-out; urllib3 would give it to each."""
         name, deadline = self._dns_host, time.monotonic() + float(self.timeout or 0)
+        error: Any = urllib3.exceptions.NewConnectionError(cast(Any, self), f"{name}: no address")
         try:
             found = socket.getaddrinfo(name, self.port, type=socket.SOCK_STREAM)
-        except OSError:
-            return super()._new_conn()  # raises what urllib3 calls it
-        for number, address in enumerate(found, 1):
+        except (OSError, UnicodeError) as failure:
+            raise urllib3.exceptions.NewConnectionError(
+                cast(Any, self), f"{name}: {failure}") from None
+        for number, address in enumerate(found):
+            left = deadline - time.monotonic()  # a dead address leaves the others their share
             self._dns_host = str(address[4][0])
-            self.timeout = max(0.01, deadline - time.monotonic())
+            self.timeout = max(0.01, left / (len(found) - number))
             try:
                 sock = super()._new_conn()
                 sock.settimeout(max(0.01, deadline - time.monotonic()))
                 return sock
-            except urllib3.exceptions.HTTPError:
-                if number == len(found):
-                    raise
+            except urllib3.exceptions.HTTPError as failure:
+                error = failure
             finally:
                 self._dns_host = name
-        raise AssertionError("getaddrinfo found nothing and said nothing")
+        raise error
 
     def connect(self) -> None:
         super().connect()
@@ -953,20 +964,30 @@ class Delivery:
             self.consumer.finished.append(self.tag)
 
     def copy_properties(self) -> pika.BasicProperties:
-        """The sender's properties for a copy, without what is the broker's or would lose it."""
-        properties = copy.copy(self.properties)
-        headers = {name: value for name, value in (properties.headers or {}).items()
-                   if name not in ("CC", "BCC") and not name.lower().startswith("x-")}
-        headers.update({"x-k2hr3-queue": self.queue, "x-k2hr3-attempts": self.attempts,
-                        "x-k2hr3-reason": self.reason})
+        """The properties of its copy, which tell the next reader what happened so far."""
+        headers = {"x-k2hr3-queue": self.queue, "x-k2hr3-attempts": self.attempts,
+                   "x-k2hr3-reason": self.reason}
         if self.attempts:
             headers.update({"x-k2hr3-first-failure": int(self.first_failure),
                             "x-k2hr3-last-failure": int(self.last_failure)})
-        # the broker takes no other user's id, and would drop the copy when the expiration is over
-        properties.user_id = properties.expiration = None
-        properties.headers, properties.delivery_mode = headers, 2
-        properties.timestamp = properties.timestamp or int(time.time())  # tells a dead letter's age
-        return properties
+        return copied_properties(self.properties, headers)
+
+
+def copied_properties(properties: pika.BasicProperties,
+                      headers: dict[str, Any]) -> pika.BasicProperties:
+    """The sender's properties for a copy, without what is the broker's or would lose it.
+
+    :param headers: ours, in place of all ``x-*``
+    """
+    properties = copy.copy(properties)
+    properties.headers = {
+        **{name: value for name, value in (properties.headers or {}).items()
+           if name not in ("CC", "BCC") and not str(name).lower().startswith("x-")}, **headers}
+    # the broker takes no other user's id, and would drop the copy when the expiration is over
+    properties.user_id = properties.expiration = None
+    properties.delivery_mode = 2
+    properties.timestamp = properties.timestamp or int(time.time())  # tells a dead letter's age
+    return properties
 
 
 class Publisher:
@@ -990,6 +1011,7 @@ class Publisher:
         self._paused: dict[str, float] = {}  # queue, or "" for all -> monotonic end of its pause
         self._connection: pika.BlockingConnection | None = None
         self._channel: BlockingChannel | None = None
+        self._used = 0.0
         threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
     def copy(self, delivery: Delivery) -> None:
@@ -1004,6 +1026,8 @@ class Publisher:
             except queue.Empty:
                 self._close()
                 continue
+            if time.monotonic() - self._used > self.idle_seconds:  # nobody sent its heartbeats
+                self._close()
             paused = max(self._paused.get("", 0.0), self._paused.get(to, 0.0))
             self._answer(delivery, "copying is paused" if time.monotonic() < paused
                          else self._publish(to, delivery.body, properties))
@@ -1014,6 +1038,7 @@ class Publisher:
                 self._connection = connect(self._hosts)
                 self._channel = self._connection.channel()
                 self._channel.confirm_delivery()
+            self._used = time.monotonic()
             self._channel.basic_publish("", to, body, properties, mandatory=True)
             return ""
         except (amqp.UnroutableError, amqp.NackError) as error:
@@ -1118,12 +1143,12 @@ class Listener:
         rabbit = self.config.rabbit
         pause = rabbit.rabbit_retry_interval
         while not self._stopping.is_set():
+            begun = time.monotonic()
             try:
                 self._connection = connect(self._hosts, self._give_up)
                 self._said = {topic: text for topic, text in self._said.items()
                               if not topic.startswith("broker")}
                 LOG.info("connected to the broker")
-                pause = rabbit.rabbit_retry_interval
                 self._look(time.monotonic())
                 while not self._stopping.is_set():
                     self._turn()
@@ -1139,6 +1164,8 @@ class Listener:
                 self._drop(consumer)  # the broker delivers it all again
             connection, self._connection = self._connection, None
             _close(connection)
+            if time.monotonic() - begun > 60:  # it went well for a while
+                pause = rabbit.rabbit_retry_interval
             end = time.monotonic() + pause
             pause = min(pause + rabbit.rabbit_retry_backoff, rabbit.rabbit_interval_max)
             while time.monotonic() < end and not self._stopping.wait(0.2):
@@ -1215,7 +1242,7 @@ class Listener:
                         consumer.queue, self.retry_queue)
             consumer.tag, self._next_look = "", 0.0
             for delivery in consumer.unfinished.values():  # have waited too long, and are due
-                delivery.since = delivery.due = 0.0
+                delivery.since, delivery.due, delivery.reason = 0.0, 0.0, "its queue was deleted"
                 delivery.copy_to = delivery.copy_to or self.retry_queue
         elif not consumer.unfinished:
             consumer.channel.close()
@@ -1285,7 +1312,7 @@ class Listener:
             self._look(now)
         for delivery in [each for each in self._pending if now - each.since > self.hold_seconds]:
             self._pending.remove(delivery)
-            self._move(delivery, self.retry_queue,
+            self._move(delivery, self.retry_queue, delivery.reason or
                        f"K2HR3 did not come to it within {self.hold_seconds:.0f} s")
         held, self._held = self._held, []
         for delivery in held:
@@ -1341,8 +1368,8 @@ class Listener:
         while True:
             delivery, deletion = self._work.get()
             began, error = time.monotonic(), None
-            if delivery and (self._halt or (not delivery.retry
-                                            and began - delivery.since > self.hold_seconds)):
+            if delivery and (self._halt or not delivery.consumer.channel.is_open or (
+                    not delivery.retry and began - delivery.since > self.hold_seconds)):
                 self._answer(partial(self._handed_back, delivery), True)
                 continue
             try:
@@ -1351,7 +1378,8 @@ class Listener:
                 error = failure
             except Exception as failure:  # a worker does not die of what nobody thought of
                 error = RoleApiError(f"unexpected {failure!r}")
-            self._halt = self._halt or error is not None
+            if error:
+                self._halt = True
             milliseconds = 1000 * (time.monotonic() - began)
             self._answer(partial(self._attempted, delivery, milliseconds, error) if delivery
                          else partial(self._probed, error),
@@ -1365,8 +1393,8 @@ class Listener:
             self._woken = True
             try:
                 connection.add_callback_threadsafe(lambda: None)
-            except amqp.AMQPError:
-                pass  # lost, as the listener's thread knows
+            except Exception as error:  # lost, as the listener's thread knows
+                LOG.debug("wake-up: %s", explain(error))
 
     def _collect(self) -> None:
         self._woken = False
@@ -1438,7 +1466,7 @@ class Listener:
             now = time.monotonic()
             delivery.due = now + max(1.0, self._wait(delivery))
             self._held.append(delivery)
-            self._next_look = min(self._next_look, now + 1)  # the queue may be missing
+            self._next_look = min(self._next_look, now + 5)  # the queue may be missing
 
     # Queues and consumers
 
@@ -1532,7 +1560,7 @@ class LogFile(logging.handlers.TimedRotatingFileHandler):
         print(f"{self.baseFilename}: {sys.exc_info()[1]}: {self.format(record)}", file=sys.stderr)
 
 
-def set_up_logging(default: Default) -> logging.Handler:
+def set_up_logging(default: Default) -> None:
     """Log as ``[DEFAULT]`` says; :raises ConfigError: the log file can't be written."""
     stream = sys.stdout if default.log_file == "sys.stdout" else sys.stderr
     try:
@@ -1548,7 +1576,6 @@ def set_up_logging(default: Default) -> logging.Handler:
     LOG.setLevel(LEVELS[default.debug_level])
     if libraries > logging.DEBUG:  # pika logs seven errors where ours says it in one line
         logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
-    return handler
 
 
 def notify_systemd(state: str) -> None:
@@ -1563,12 +1590,12 @@ def notify_systemd(state: str) -> None:
         LOG.debug("NOTIFY_SOCKET %s: %s", address, error)
 
 
-def run(listener: Listener, handler: logging.Handler) -> None:
+def run(listener: Listener) -> None:
     """Run a listener under signals: SIGTERM and SIGINT stop it, HUP and USR1 see to the log."""
     # All threads block them and one waits for them, so that nothing is ever interrupted.
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    threading.Thread(target=_obey, args=(signals, listener, handler), daemon=True).start()
+    threading.Thread(target=_obey, args=(signals, listener), daemon=True).start()
     notify_systemd("READY=1")
     LOG.info("k2hr3_osnl %s, settings: %s", __version__,
              ", ".join(listener.config.files) or "defaults")
@@ -1578,18 +1605,18 @@ def run(listener: Listener, handler: logging.Handler) -> None:
     LOG.info("stopped: %s", listener.status().partition(": ")[2])
 
 
-def _obey(signals: set[signal.Signals], listener: Listener, handler: logging.Handler) -> None:
+def _obey(signals: set[signal.Signals], listener: Listener) -> None:
     stopping = False
     while True:
         number = signal.sigwait(signals)
         if number == signal.SIGUSR1:
             LOG.info("counters, %s", listener.status())
         elif number == signal.SIGHUP:
-            try:
-                if isinstance(handler, LogFile):
-                    handler.close()  # the next line opens its path again
-            except OSError as error:  # what a full disk did not take is lost
-                print(f"log_file: {error}", file=sys.stderr)
+            for handler in logging.getLogger().handlers:
+                try:
+                    handler.close()  # of a file; the next line opens its path again
+                except OSError as error:  # what a full disk did not take is lost
+                    print(f"log_file: {error}", file=sys.stderr)
         elif stopping:
             os._exit(listener.exit_code)
         else:
@@ -1609,10 +1636,9 @@ def listen(config: Config, _arguments: argparse.Namespace) -> int:
     A second signal ends it at once. It lives through everything that happens to broker and
     K2HR3. SIGHUP reopens the log file, SIGUSR1 logs the counters.
     """
-    handler = set_up_logging(config.default)
     listener = Listener(config)
     listener.on_tick = lambda: notify_systemd(f"WATCHDOG=1\nSTATUS={listener.status()}")
-    run(listener, handler)
+    run(listener)
     return 0
 
 
@@ -1625,7 +1651,8 @@ class Drain(Listener):
         super().__init__(config)
         self.done = False
         self.on_tick = self._see_whether_done
-        self._begun = time.monotonic()
+        self._begun = self._last_done = time.monotonic()
+        self._done_before = 0
         self._retries = -1  # still to be taken from the retry queue; -1: not counted yet
         self._progress = Progress()
         self._idle = 0  # looks at which nothing was left
@@ -1655,6 +1682,13 @@ class Drain(Listener):
                 LOG.error("the broker, or a notification queue, is not there within 30 s")
                 self.stop()
             return
+        done = sum(self.counters.values())
+        if done != self._done_before:
+            self._done_before, self._last_done = done, time.monotonic()
+        elif time.monotonic() > self._last_done + self.config.k2hr3.timeout_seconds + (
+                self.hold_seconds):
+            LOG.error("something is left that can be neither deleted nor copied")
+            self.stop()
         left = sum(self._ready(each.queue) for each in self._subscriptions) + sum(
             len(consumer.unfinished) for consumer in self._consumers)
         self._progress.show(self.counters["deleted"] + self.counters["failed"],
@@ -1685,15 +1719,19 @@ class Progress:
             print(f"\r{done} done, {left} left, {rate:.0f}/s ", end="", file=sys.stderr, flush=True)
 
 
+def broker(config: Config) -> pika.BlockingConnection:
+    """A connection for a command; :raises Error: no broker reached."""
+    return connect(parse_transport_url(config.sources[0].transport_url, config.rabbit))
+
+
 def drain(config: Config, _arguments: argparse.Namespace) -> int:
     """Work off what is queued, then end: for cron.
 
     Takes the notification queues until they are empty, then each deletion that is ready in the
     retry queue once. Exit 75 if one failed or was left, else 0.
     """
-    handler = set_up_logging(config.default)
     listener = Drain(config)
-    run(listener, handler)
+    run(listener)
     return 0 if listener.done and not listener.counters["failed"] else EX_TEMPFAIL
 
 
@@ -1708,66 +1746,16 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
     def row(result: str, what: str, text: str) -> None:
         rows.append({"result": result, "what": what, "text": text})
         if not arguments.json:
-            print(f"{result:4}  {what}: {text}")
+            print(f"{result:4}  {what}: {text}", flush=True)
 
-    def ask(what: str, missing: str, request: Callable[[BlockingChannel], Any]) -> Any:
-        """The broker's reply; None and a row where it refused."""
-        replies: list[Any] = []
-        refused = refusal(connection, lambda channel: replies.append(request(channel)))
-        if refused:
-            row("fail" if what.startswith("exchange") or refused.reply_code != 404 else "warn",
-                what, missing if refused.reply_code == 404 else explain(refused))
-            return None
-        return replies[0].method
-
-    row("ok", "settings", ", ".join(config.files) or "defaults, no file found")
+    row("ok", "settings", ", ".join(config.files) or "no file found, all are defaults")
     for warning in config.warnings:
         row("warn", "settings", warning)
     try:
-        connection = connect(parse_transport_url(config.sources[0].transport_url, config.rabbit))
-    except Error as error:
-        row("fail", "broker", f"{error}; check transport_url, and that the broker runs")
-    else:
-        impl = cast(Any, connection)._impl  # pika tells the server's properties nowhere else
-        user = getattr(impl.params.credentials, "username", "of the certificate")
-        row("ok", "broker", f"{impl.params.host}:{impl.params.port}, RabbitMQ "
-            f"{(impl.server_properties or {}).get('version')}, user {user}, "
-            f"virtual host {impl.params.virtual_host}")
-        for exchange in dict.fromkeys(source.exchange for source in config.sources):
-            what = f"exchange {exchange}"
-            if ask(what, "missing; the service makes it with its first notification: check its "
-                   "control_exchange and that its driver is messagingv2",
-                   partial(_exchange, exchange)):
-                row("ok", what, "there")
-        for subscription in subscriptions(config, Endpoint()):
-            name = subscription.queue
-            counts = ask(f"queue {name}", "missing; " + (
-                "the listener makes it when it starts" if subscription.bindings else
-                "the service makes it with its first notification"), partial(_queue, name))
-            if counts:
-                row("ok" if counts.consumer_count else "warn", f"queue {name}",
-                    f"{counts.message_count} ready, {counts.consumer_count} consumers"
-                    + ("" if counts.consumer_count else "; no listener runs"))
-                lasting = refusal(connection, partial(_queue, name, passive=False))
-                if lasting and "'durable'" in str(lasting.reply_text):
-                    row("warn", f"queue {name}", "not durable: a restart of the broker loses it; "
-                        "stop the listener and delete it, to have it made durable")
-            for _, key in subscription.bindings:
-                counts = None if refusal(connection, partial(_queue, key)) else ask(
-                    key, "", partial(_queue, key))
-                if counts and counts.message_count and not counts.consumer_count:
-                    row("warn", f"queue {key}", f"{counts.message_count} ready and no consumer: "
-                        "it grows until the broker stops on memory or disk. Either consume it "
-                        "(set pool to nothing), or bound it: rabbitmqctl set_policy "
-                        f"{key} '^{re.escape(key)}$' '{{\"max-length\": 10000}}' --apply-to queues")
-        for name, waiting in ((f"{config.queue}.retry", "wait for K2HR3"),
-                              (f"{config.queue}.dead_letter", "need a person: see dead-letters")):
-            counts = ask(f"queue {name}", "missing; the listener makes it when it starts",
-                         partial(_queue, name))
-            if counts:
-                row("warn" if counts.message_count else "ok", f"queue {name}",
-                    f"{counts.message_count} {waiting}" if counts.message_count else "empty")
-        _close(connection)
+        with broker(config) as connection:
+            _check_broker(config, connection, row)
+    except (Error, amqp.AMQPError) as error:
+        row("fail", "broker", f"{explain(error)}; check transport_url, and that the broker runs")
     try:
         began = time.monotonic()
         RoleApi(config.k2hr3).delete(probe())
@@ -1779,13 +1767,59 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
     return int(any(each["result"] == "fail" for each in rows))
 
 
-def _queue(name: str, channel: BlockingChannel, passive: bool = True) -> Any:
-    return channel.queue_declare(name, passive=passive, durable=True)
+def _check_broker(config: Config, connection: pika.BlockingConnection,
+                  row: Callable[[str, str, str], None]) -> None:
+    def queue(name: str, missing: str) -> Any:
+        """Its counts, None where it is not there, of which `missing` tells."""
+        replies: list[Any] = []
+        refused = refusal(connection, lambda channel: replies.append(
+            channel.queue_declare(name, passive=True).method))
+        if refused and missing:
+            row("warn" if refused.reply_code == 404 else "fail", f"queue {name}",
+                missing if refused.reply_code == 404 else explain(refused))
+        # declared again as durable, an existing queue that is not refuses, and nothing changes
+        lasting = None if refused or not missing else refusal(
+            connection, lambda channel: channel.queue_declare(name, durable=True))
+        if lasting and "'durable'" in str(lasting.reply_text):
+            row("warn", f"queue {name}", "not durable, a restart of the broker loses it: stop the "
+                "listener and delete it, then it is made durable")
+        return None if refused else replies[0]
+
+    impl = cast(Any, connection)._impl  # pika tells the server's properties nowhere else
+    user = getattr(impl.params.credentials, "username", "of the certificate")
+    row("ok", "broker", f"{impl.params.host}:{impl.params.port}, RabbitMQ "
+        f"{impl.server_properties.get('version')}, user {user}, "
+        f"virtual host {impl.params.virtual_host}")
+    for exchange in dict.fromkeys(source.exchange for source in config.sources):
+        refused = refusal(connection, partial(_declare_passively, exchange))
+        row("fail" if refused else "ok", f"exchange {exchange}", "there" if not refused else
+            f"{explain(refused)}; the service makes it with its first notification: check its "
+            "control_exchange, and that its driver is messagingv2")
+    for subscription in subscriptions(config, Endpoint()):
+        counts = queue(subscription.queue, "missing; the listener makes it when it starts"
+                       if subscription.bindings else
+                       "missing; the service makes it with its first notification")
+        if counts:
+            row("ok" if counts.consumer_count else "warn", f"queue {subscription.queue}",
+                f"{counts.message_count} ready, {counts.consumer_count} consumers"
+                + ("" if counts.consumer_count else "; no listener runs"))
+        for _, key in subscription.bindings:
+            counts = queue(key, "")
+            if counts and counts.message_count and not counts.consumer_count:
+                row("warn", f"queue {key}", f"{counts.message_count} ready and no consumer: it "
+                    "grows until the broker stops on memory or disk. Either consume it (set pool "
+                    f"to nothing), or bound it: rabbitmqctl set_policy {key} '^{re.escape(key)}$' "
+                    "'{\"max-length\": 10000}' --apply-to queues")
+    for name, waiting in ((f"{config.queue}.retry", "wait for K2HR3"),
+                          (f"{config.queue}.dead_letter", "need a person: see dead-letters")):
+        counts = queue(name, "missing; the listener makes it when it starts")
+        if counts:
+            row("warn" if counts.message_count else "ok", f"queue {name}",
+                f"{counts.message_count} {waiting}" if counts.message_count else "empty")
 
 
-def _exchange(name: str, channel: BlockingChannel) -> Any:
-    declare: Any = channel.exchange_declare  # the stub says that it returns nothing
-    return declare(name, passive=True)
+def _declare_passively(exchange: str, channel: BlockingChannel) -> None:
+    channel.exchange_declare(exchange, passive=True)
 
 
 def dump(config: Config, arguments: argparse.Namespace) -> int:
@@ -1793,8 +1827,6 @@ def dump(config: Config, arguments: argparse.Namespace) -> int:
 
     From a temporary queue of its own, so a running listener misses nothing. Ctrl-C ends it.
     """
-    connection = connect(parse_transport_url(config.sources[0].transport_url, config.rabbit))
-    channel = connection.channel()
     endpoint, left = Endpoint(), arguments.count
 
     def show(_channel: Any, _method: Any, properties: pika.BasicProperties, body: bytes) -> None:
@@ -1813,21 +1845,19 @@ def dump(config: Config, arguments: argparse.Namespace) -> int:
         print(json.dumps(row), flush=True)
         left -= 1
 
-    try:
+    with broker(config) as connection:
+        channel = connection.channel()
         name = channel.queue_declare("", exclusive=True, auto_delete=True,
                                      arguments={"x-max-length": 10000}).method.queue
         for source in config.sources:
             for priority in endpoint.priorities():
                 channel.queue_bind(name, source.exchange, f"{source.topic}.{priority}")
         channel.basic_consume(name, show, auto_ack=True)
-        while left:
-            connection.process_data_events(0.5)
-    except KeyboardInterrupt:
-        pass
-    except amqp.AMQPError as error:
-        raise Error(explain(error)) from None
-    finally:
-        _close(connection)
+        try:
+            while left:
+                connection.process_data_events(0.5)
+        except KeyboardInterrupt:
+            pass
     return 0
 
 
@@ -1858,17 +1888,12 @@ def emit(config: Config, arguments: argparse.Namespace) -> int:
                    if accepts(source, decode(body, properties))), None)
     if source is None:
         raise Error(f"no source of the settings accepts {event_type} of {publisher_id}")
-    connection = connect(parse_transport_url(source.transport_url, config.rabbit))
-    try:
+    with broker(config) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
         channel.exchange_declare(source.exchange, passive=True)
         channel.basic_publish(source.exchange, f"{source.topic}.info", body, properties,
                               mandatory=True)
-    except amqp.AMQPError as error:
-        raise Error(f"not published to exchange {source.exchange}: {explain(error)}") from None
-    finally:
-        _close(connection)
     print(f"published {event_type} of instance {deletion.cuk} to exchange {source.exchange}")
     return 0
 
@@ -1879,40 +1904,31 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
     --replay moves each back to the queue it came from, once that is confirmed; look at the ages
     first: an instance may have the same address again by now. --drop discards them.
     """
-    connection = connect(parse_transport_url(config.sources[0].transport_url, config.rabbit))
-    failed, progress = 0, Progress()
-    try:
+    name, failed, progress = f"{config.queue}.dead_letter", 0, Progress()
+    with broker(config) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
-        name = f"{config.queue}.dead_letter"
         count = channel.queue_declare(name, passive=True).method.message_count
         for number in range(count):
             message: Any = channel.basic_get(name)
             method, properties, body = message
             if method is None:
                 break
-            headers = properties.headers or {}
+            headers, result = properties.headers or {}, ""
             to = str(headers.get("x-k2hr3-queue", config.queue))
             since = _number(properties, "x-k2hr3-first-failure") or properties.timestamp
             age = f"{(time.time() - since) / 3600:.1f} h" if since else "unknown"
-            result = ""
             if arguments.replay:
-                properties.headers = {key: value for key, value in headers.items()
-                                      if key == "x-k2hr3-queue" or key[:8] != "x-k2hr3-"}
                 try:
-                    channel.basic_publish("", to, body, properties, mandatory=True)
+                    channel.basic_publish("", to, body, copied_properties(
+                        properties, {"x-k2hr3-queue": to}), mandatory=True)
                 except (amqp.UnroutableError, amqp.NackError) as error:
-                    failed += 1
-                    result = f" not moved: {explain(error)}"
+                    failed, result = failed + 1, f" not moved: {explain(error)}"
                 progress.show(number + 1, count - number - 1)
             if arguments.drop or (arguments.replay and not result):
                 channel.basic_ack(method.delivery_tag)
             print(f"age={age} queue={to} attempts={headers.get('x-k2hr3-attempts', 0)} "
                   f"reason={headers.get('x-k2hr3-reason', '')}{result}", flush=True)
-    except amqp.AMQPError as error:
-        raise Error(f"dead letters: {explain(error)}") from None
-    finally:
-        _close(connection)
     return int(failed > 0)
 
 
@@ -1923,48 +1939,51 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
     instance) without. Unknown instances are harmless. Prints the lines that failed, to be fed in
     again.
     """
-    lines = [line.strip() for line in sys.stdin] if arguments.instance == "-" else [
-        " ".join([arguments.instance, *arguments.ip])]
-    lines = [line for line in lines if line]
+    lines = [" ".join([arguments.instance, *arguments.ip])]
+    if arguments.instance == "-":
+        lines = [line.strip() for line in sys.stdin if line.strip()]
     api, breaker = RoleApi(config.k2hr3), Breaker(config.k2hr3.retry_interval_seconds)
-    failed: list[str] = []
-    progress = Progress()
-
-    def attempt(deletion: Deletion) -> RoleApiError | None:
-        try:
-            api.delete(deletion)
-        except RoleApiError as error:
-            return error
-        return None
-
+    failed, progress = [], Progress()
     for number, line in enumerate(lines):
-        problem: Any = None
         try:
-            deletion = Deletion(line.split()[0], tuple(line.split()[1:]))
-        except MalformedNotification as error:
-            problem = error
-        else:
-            for again in range(config.k2hr3.max_retries + 1):
-                while breaker.open and not breaker.wants_probe(time.monotonic()):
-                    time.sleep(0.1)
-                if breaker.wants_probe(time.monotonic()):
-                    problem = attempt(probe())
-                    breaker.probed(problem, time.monotonic())
-                elif again:
-                    time.sleep(1)
-                if not breaker.open:
-                    problem = attempt(deletion)
-                    breaker.attempted(problem)
-                if problem is None:
-                    break
-        if problem:
-            print(f"k2hr3_osnl: {line}: {problem}", file=sys.stderr)
-            failed += lines[number:] if breaker.open else [line]
-        progress.show(number + 1, len(lines) - number - 1)
+            _delete(api, breaker, config.k2hr3.max_retries,
+                    Deletion(line.split()[0], tuple(line.split()[1:])))
+        except (MalformedNotification, RoleApiError) as error:
+            print(f"k2hr3_osnl: {line}: {error}", file=sys.stderr)
+            failed.append(line)
+        except KeyboardInterrupt:
+            breaker.open = True
+            failed.append(line)
         if breaker.open:
+            failed += lines[number + 1:]
             break
+        progress.show(number + 1, len(lines) - number - 1)
     print("".join(f"{line}\n" for line in failed), end="")
     return int(bool(failed))
+
+
+def _delete(api: RoleApi, breaker: Breaker, retries: int, deletion: Deletion) -> None:
+    """Attempt a deletion until it succeeds, probing instead while K2HR3 is in trouble."""
+    for again in range(retries + 1):
+        asks = breaker.open or breaker.wants_probe(0.0)
+        while breaker.open and not breaker.wants_probe(time.monotonic()):
+            time.sleep(0.1)
+        if again and not asks:
+            time.sleep(1)
+        try:
+            if asks:
+                api.delete(probe())
+                breaker.probed(None, time.monotonic())
+            api.delete(deletion)
+            breaker.attempted(None)
+            return
+        except RoleApiError as error:
+            if breaker.open or breaker.wants_probe(0.0):
+                breaker.probed(error, time.monotonic())
+            else:
+                breaker.attempted(error)
+            if again == retries or error.status in (414, 431):
+                raise
 
 
 class Command(NamedTuple):
@@ -2025,13 +2044,15 @@ def main(argv: list[str] | None = None) -> int:
         flags = {name: getattr(arguments, name) for name in (
             "debug_level", "libs_debug_level", "log_file") if getattr(arguments, name)}
         config = dataclasses.replace(config, default=dataclasses.replace(config.default, **flags))
+        set_up_logging(config.default)
         return COMMANDS[arguments.command or "listen"].run(config, arguments)
-    except ConfigError as error:
-        print(f"k2hr3_osnl: {error}", file=sys.stderr)
-        return EX_CONFIG
-    except Error as error:
-        print(f"k2hr3_osnl: {error}", file=sys.stderr)
-        return 1
+    except (Error, amqp.AMQPError) as error:
+        print(f"k2hr3_osnl: {explain(error)}", file=sys.stderr)
+        return EX_CONFIG if isinstance(error, ConfigError) else 1
+    except BrokenPipeError:
+        os._exit(1)  # at its end the interpreter would write there again
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
