@@ -1143,13 +1143,13 @@ class Listener:
         rabbit = self.config.rabbit
         pause = rabbit.rabbit_retry_interval
         while not self._stopping.is_set():
-            begun = time.monotonic()
             try:
                 self._connection = connect(self._hosts, self._give_up)
                 self._said = {topic: text for topic, text in self._said.items()
                               if not topic.startswith("broker")}
                 LOG.info("connected to the broker")
                 self._look(time.monotonic())
+                pause = rabbit.rabbit_retry_interval
                 while not self._stopping.is_set():
                     self._turn()
                 self._finish()
@@ -1164,8 +1164,6 @@ class Listener:
                 self._drop(consumer)  # the broker delivers it all again
             connection, self._connection = self._connection, None
             _close(connection)
-            if time.monotonic() - begun > 60:  # it went well for a while
-                pause = rabbit.rabbit_retry_interval
             end = time.monotonic() + pause
             pause = min(pause + rabbit.rabbit_retry_backoff, rabbit.rabbit_interval_max)
             while time.monotonic() < end and not self._stopping.wait(0.2):
