@@ -11,7 +11,7 @@ INSTALLED = $(DESTDIR)$(PREFIX)
 SETTINGS = $(DESTDIR)/etc/k2hr3/k2hr3_osnl.ini
 DEPENDENCIES = $(shell sed -n '/^\# dependencies/s/[^"]*\("[^]]*\).*/\1/p' k2hr3_osnl.py | tr -d ',')
 
-.PHONY: help demo test bench lint matrix install uninstall clean
+.PHONY: help demo test faults bench lint matrix install uninstall clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -36,6 +36,9 @@ demo: $(VENV)/ready  ## Three instances are deleted, and K2HR3 hears of it; with
 test: $(VENV)/ready  ## All tests, on a real broker
 	@lab/provide.sh prometheus python3-pika python3-urllib3 supervisor systemd
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/ready $(PREDECESSOR)/ready  ## The fault table; QUICK=1: a short one; ROW=name: one
+	@$(BIN)/python -m lab.faults $(if $(QUICK),--quick) $(ROW)
 
 bench: $(VENV)/ready $(PREDECESSOR)/ready  ## Speed beside the predecessor; QUICK=1: a short one
 	@test -x /usr/sbin/nginx || lab/provide.sh nginx-light

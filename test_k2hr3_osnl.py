@@ -6,15 +6,19 @@ import bz2
 import contextlib
 import dataclasses
 import email.utils
+import http.client
 import itertools
 import json
 import os
+import pty
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import threading
@@ -23,7 +27,7 @@ import tracemalloc
 import urllib.parse
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from operator import itemgetter
@@ -34,6 +38,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import oslo_messaging
 import pika
+import psutil
 import pytest
 import urllib3
 from hypothesis import HealthCheck, Phase, given
@@ -66,6 +71,7 @@ from lab import wait_until
 from lab.broker import Broker, Depth, Message, free_port
 from lab.certificates import Certificates, Pair
 from lab.listener import PROGRAM, ListenerProcess, settings, write_settings
+from lab.matrix import index_environment
 from lab.notifier import Notifier, compute_instance, instance, noise, port
 from lab.proxy import Proxy
 from lab.role_api import CloseKeptAlive, Drip, Fault, Hang, Request, Reset, RoleApi, Slow, Status
@@ -1818,7 +1824,6 @@ def enveloped(version: object, message: object) -> bytes:
 
 GOOD = notification("port.delete.end", port(str(uuid.uuid4()), ADDRESSES))
 DEEP = b"[" * 100_000 + b"]" * 100_000
-GZIP, BZ2 = "application/x-gzip", "application/x-bz2"
 #: Body, `compression` header, and a word of the reason that tells what is wrong.
 MALFORMED: dict[str, tuple[bytes, Any, str]] = {
     "empty": (b"", None, "JSON"),
@@ -3519,3 +3524,1015 @@ def test_without_c_the_first_settings_file_that_exists_is_read(tmp_path: Path, f
     # Then its wrong value is what is complained of
     assert done.returncode == 78, done.stderr
     assert re.match(rf"k2hr3_osnl: (\./)?{re.escape(PLACES[first])}: ", done.stderr)
+
+
+Sections = dict[str, dict[str, object]]
+#: A broker that is not there.
+NOBODY = "rabbit://a:b@127.0.0.1:1/"
+COMMANDS = ("listen", "drain", "check", "dump", "emit", "dead-letters", "delete")
+
+
+# --- Running a command --------------------------------------------------------------------------
+
+@pytest.fixture
+def cloud(broker: Broker, api: RoleApi) -> Sections:
+    """Settings for a cloud where all is well: exchange and queues are there, no listener runs."""
+    with closing(broker.amqp()) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("neutron", "topic", durable=True)
+        for name in QUEUES:
+            channel.queue_declare(name, durable=True)
+        channel.queue_bind(POOL, "neutron", "notifications.info")
+    sections = settings(broker.url(), api.url, retry_interval_seconds=2, max_retries=0)
+    sections["DEFAULT"]["debug_level"] = "info"
+    return sections
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command to its end with the given settings; a traceback fails the test."""
+    def run(sections: Sections, *arguments: str, given: str | bytes = "", timeout: float = 60,
+            environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        file = write_settings(tmp_path / "k2hr3_osnl.ini", sections)
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), "-c", str(file), *arguments], cwd=tmp_path,
+            input=given.encode() if isinstance(given, str) else given, capture_output=True,
+            env={**os.environ, **(environment or {})}, timeout=timeout)
+        found = subprocess.CompletedProcess(
+            done.args, done.returncode, *(
+                text.decode(errors="replace") for text in (done.stdout, done.stderr)))
+        assert "Traceback" not in found.stdout + found.stderr, found.stderr
+        return found
+    return run
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def notified(cuk: str, *addresses: str) -> bytes:
+    """Neutron's notification of a deleted port."""
+    message = {"message_id": str(uuid.uuid4()), "publisher_id": "network.host1",
+               "event_type": "port.delete.end", "priority": "INFO",
+               "timestamp": "2026-03-02 08:14:51.000000",
+               "payload": port(cuk, addresses or ["10.0.0.5"])}
+    return json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()
+
+
+def fill(broker: Broker, into: str, instances: Iterable[str], **headers: Any) -> None:
+    """Put a deletion for each instance into a queue, with our headers `x-k2hr3-…`."""
+    named: Any = {f"x-k2hr3-{name.replace('_', '-')}": value for name, value in headers.items()}
+    broker.publish_many([notified(cuk) for cuk in instances], "", into,
+                        pika.BasicProperties(delivery_mode=2, headers=named))
+
+
+def instances_in(broker: Broker, queue: str) -> list[str]:
+    """The instances whose deletions are ready in a queue, in its order."""
+    return [re.search(rb'device_id\W+([0-9a-f-]{36})', message.body)[1].decode()  # type: ignore[index]
+            for message in broker.messages(queue)]
+
+
+def consumed(broker: Broker, queue: str = POOL) -> bool:
+    """Whether a queue has a consumer, asked by AMQP: the management API takes seconds to know."""
+    with closing(broker.amqp()) as connection:
+        return connection.channel().queue_declare(queue, passive=True).method.consumer_count > 0
+
+
+def asked(api: RoleApi, instances: Iterable[str]) -> list[str]:
+    """The instances of the requests so far, each as often as it was asked for, without probes."""
+    wanted = set(instances)
+    return sorted(request.cuk for request in api.requests if request.cuk in wanted)
+
+
+# --- drain --------------------------------------------------------------------------------------
+
+def test_drain_makes_what_is_queued_and_every_retry_whether_due_or_not(
+        broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
+    fresh, waiting = cuks(5), cuks(3)
+    cloud["k2hr3"]["retry_interval_seconds"] = 600
+    fill(broker, POOL, fresh)
+    fill(broker, RETRY, waiting, queue=POOL, attempts=9, first_failure=int(time.time()) - 60,
+         last_failure=int(time.time()))
+    done = command(cloud, "drain")
+    assert done.returncode == 0, done.stderr
+    assert asked(api, fresh + waiting) == sorted(fresh + waiting)
+    assert all(depth.total == 0 for depth in broker.queues().values())
+
+
+def test_drain_tries_each_retry_once_and_says_by_75_that_some_are_left(
+        broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
+    waiting = cuks(6)
+    api.refused_cuks = set(waiting[1:3])
+    fill(broker, RETRY, waiting, queue=POOL, attempts=1, first_failure=1, last_failure=1)
+    done = command(cloud, "drain")
+    assert done.returncode == 75, done.stderr
+    assert asked(api, waiting) == sorted(waiting)
+    left = {cuk: (message.properties.headers or {})["x-k2hr3-attempts"] for cuk, message in zip(
+        instances_in(broker, RETRY), broker.messages(RETRY))}
+    assert left == dict.fromkeys(waiting[1:3], 2)
+
+
+def test_drain_moves_the_rest_to_the_retry_queue_when_k2hr3_is_in_trouble(
+        broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
+    fresh, waiting = cuks(30), cuks(3)
+    api.fault = Status(503)
+    fill(broker, POOL, fresh)
+    fill(broker, RETRY, waiting, queue=POOL, attempts=1, first_failure=1, last_failure=1)
+    assert command(cloud, "drain").returncode == 75
+    assert broker.depth(POOL).total == 0
+    assert sorted(instances_in(broker, RETRY)) == sorted(fresh + waiting)
+    assert len(api.requests) < 10
+    # And the next one, with K2HR3 well again, makes all of them
+    api.fault = None
+    assert command(cloud, "drain").returncode == 0
+    assert api.deleted >= {*fresh, *waiting}
+    assert broker.depth(RETRY).total == 0
+
+
+def test_drain_with_nothing_to_do_is_well(cloud: Sections, command: Run) -> None:
+    assert command(cloud, "drain").returncode == 0
+
+
+def test_drain_stopped_by_a_signal_says_by_75_that_some_are_left(
+        broker: Broker, api: RoleApi, cloud: Sections) -> None:
+    fresh = cuks(50)
+    fill(broker, POOL, fresh)
+    api.delay = 0.2
+    with ListenerProcess(cloud, "drain") as process:
+        process.wait_for_log("deleted instance")
+        assert process.stop() == 75
+        assert "Traceback" not in process.log
+    broker.wait_for_depth(POOL, 50 - len(api.deleted))
+    assert set(instances_in(broker, POOL)) == set(fresh) - api.deleted
+
+
+def test_drain_ends_when_broker_or_queue_are_not_there_within_30_seconds(
+        broker: Broker, cloud: Sections) -> None:
+    # Given: no broker at all, and a broker without the services' own queue
+    nobody: Sections = {**cloud, "oslo_messaging_notifications": {
+        "transport_url": NOBODY}}
+    no_queue: Sections = {**cloud, "oslo_messaging_notifications": {
+        "transport_url": broker.url(), "pool": "", "topic": "not_there"}}
+    with ListenerProcess(nobody, "drain") as one, ListenerProcess(no_queue, "drain") as other:
+        began = time.monotonic()
+        assert [one.process.wait(60), other.process.wait(60)] == [75, 75]
+        assert time.monotonic() - began < 45
+        assert "Traceback" not in one.log + other.log
+    assert "not_there.info" not in broker.queues()
+
+
+# --- check --------------------------------------------------------------------------------------
+
+def rows(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str, str]]:
+    """The lines of `check`: result, what, text."""
+    found = [re.fullmatch(r"(ok|warn|fail) +([^:]+): (.*)", line)
+             for line in done.stdout.splitlines()]
+    assert all(found), done.stdout
+    return [(match[1], match[2], match[3]) for match in found if match]
+
+
+def test_check_is_all_ok_where_a_listener_works(
+        broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
+    api.register(instance := cuks(1)[0], "10.0.0.5")
+    with ListenerProcess(cloud) as listener:
+        listener.wait_for_log("connected")
+        wait_until(lambda: consumed(broker), what="the consumer")
+        before = broker.queues(), set(broker.exchanges())
+        done = command(cloud, "check")
+        assert (broker.queues(), set(broker.exchanges())) == before
+    found = rows(done)
+    assert done.returncode == 0, found
+    assert {row[0] for row in found} == {"ok"}, found
+    texts = {what: text for _, what, text in found}
+    assert "k2hr3_osnl.ini" in texts["settings"]
+    assert broker.address in texts["broker"]
+    assert re.search(r"RabbitMQ [34]\.\d+.*user guest", texts["broker"])
+    assert "1 consumer" in texts[f"queue {POOL}"]
+    assert [request.method for request in api.requests] == ["DELETE"]
+    assert api.members() == {instance: {"10.0.0.5"}}
+
+
+def nothing(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    """Leave the cloud as it is."""
+
+
+def no_exchange(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    broker.delete_exchange("neutron")
+
+
+def no_queues(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    for name in QUEUES:
+        broker.delete_queue(name)
+
+
+def not_durable(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    broker.delete_queue(POOL)
+    with closing(broker.amqp()) as connection:
+        connection.channel().queue_declare(POOL, durable=False)
+
+
+def unconsumed_default_queue(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    with closing(broker.amqp()) as connection:
+        connection.channel().queue_declare("notifications.info")
+    broker.publish(b"{}", "", "notifications.info")
+
+
+def waiting_messages(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    fill(broker, RETRY, cuks(2))
+    fill(broker, DEAD, cuks(3))
+
+
+def no_broker(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    sections["oslo_messaging_notifications"]["transport_url"] = NOBODY
+
+
+def wrong_password(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    sections["oslo_messaging_notifications"]["transport_url"] = broker.url(password="wrong")
+
+
+def not_in_delhost(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    api.fault = Status(400)
+
+
+def api_resets(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    api.fault = Reset()
+
+
+def api_hangs(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    api.fault = Hang()
+
+
+def wrong_path(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    sections["k2hr3"]["api_url"] = api.url.replace("role", "roll")
+
+
+def unknown_option(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    sections["k2hr3"]["time_out_seconds"] = 5
+
+
+CONDITIONS = [
+    (nothing, f"queue {POOL}", "warn", "0 consumers", 0),
+    (no_exchange, "exchange neutron", "fail", "missing.*control_exchange.*driver", 1),
+    (no_queues, f"queue {POOL}", "warn", "missing.*listener makes it", 0),
+    (no_queues, f"queue {RETRY}", "warn", "missing", 0),
+    (not_durable, f"queue {POOL}", "warn", "not durable: a restart of the broker loses", 0),
+    (unconsumed_default_queue, "queue notifications.info", "warn",
+     "1 ready and no consumer.*grows until the broker stops.*pool.*max-length", 0),
+    (waiting_messages, f"queue {RETRY}", "warn", "^2 ", 0),
+    (waiting_messages, f"queue {DEAD}", "warn", "^3 .*dead-letters", 0),
+    (no_broker, "broker", "fail", "transport_url", 1),
+    (wrong_password, "broker", "fail", "user, password", 1),
+    (not_in_delhost, "Role API", "fail", "400: this host's address .*delhost role, or its", 1),
+    (api_resets, "Role API", "fail", "reset", 1),
+    (api_hangs, "Role API", "fail", "time", 1),
+    (wrong_path, "Role API", "fail", "404.*path of api_url", 1),
+    (unknown_option, "settings", "warn", "time_out_seconds.*timeout_seconds", 0),
+]
+
+
+@pytest.mark.parametrize(("condition", "what", "result", "text", "code"), CONDITIONS,
+                         ids=[f"{each[0].__name__}-{each[1]}" for each in CONDITIONS])
+def test_check_names_what_is_wrong_and_what_to_do(
+        broker: Broker, api: RoleApi, cloud: Sections, command: Run,
+        condition: Callable[..., None], what: str, result: str, text: str, code: int) -> None:
+    condition(broker, api, cloud)
+    before = set(broker.queues()), set(broker.exchanges())
+    done = command(cloud, "check")
+    found = rows(done)
+    assert [row for row in found if row[:2] == (result, what) and re.search(text, row[2])], found
+    assert done.returncode == code, found
+    assert (set(broker.queues()), set(broker.exchanges())) == before
+    # And for machines, the same
+    done = command(cloud, "check", "--json")
+    same = [(row["result"], row["what"], row["text"]) for row in json.loads(done.stdout)]
+    assert [row[:2] for row in same] == [row[:2] for row in found]
+    assert done.returncode == code
+
+
+def test_check_does_not_call_a_retry_queue_empty_that_a_listener_holds(
+        broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
+    """The broker tells ready messages only, and the listener holds the one until it is due."""
+    waiting = cuks(1)
+    cloud["k2hr3"]["retry_interval_seconds"] = 600
+    fill(broker, RETRY, waiting, queue=POOL, attempts=9, first_failure=int(time.time()),
+         last_failure=int(time.time()))
+    with ListenerProcess(cloud):
+        broker.wait_for_depth(RETRY, 0, unacked=1)
+        row = next(row for row in rows(command(cloud, "check")) if row[1] == f"queue {RETRY}")
+        assert row[2] != "empty"
+
+
+# --- dump ---------------------------------------------------------------------------------------
+
+def test_dump_shows_what_a_listener_beside_it_deletes(
+        broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path) -> None:
+    wanted = cuks(3)
+    file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
+    with ListenerProcess(cloud):
+        dumping = subprocess.Popen(
+            [sys.executable, str(PROGRAM), "-c", str(file), "dump"], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True)
+        try:
+            name = wait_until(lambda: next(iter(set(broker.queues()) - set(QUEUES)), ""),
+                              what="the queue of dump")
+            wait_until(lambda: broker.bindings(name), what="its binding")
+            queue = wait_until(lambda: broker.queue(name) if broker.queue(name).get("consumers")
+                               else None, what="its consumer")
+            other = notified(cuks(1)[0]).replace(b"port.delete.end", b"port.update.end")
+            for body in (notified(wanted[0], "10.0.0.5", "2001:db8::5"), other, b"{}",
+                         *map(notified, wanted[1:])):
+                broker.publish(body, "neutron", "notifications.info")
+            wait_until(lambda: set(wanted) <= api.deleted, what="the listener's deletions")
+            assert dumping.stdout
+            lines = [json.loads(dumping.stdout.readline()) for _ in range(4)]
+            dumping.send_signal(signal.SIGINT)
+            rest, errors = dumping.communicate(timeout=10)
+        finally:
+            dumping.kill()
+    assert (dumping.returncode, rest, errors) == (0, "", "")
+    assert [line for line in lines if "malformed" in line] == [lines[1]]
+    assert [urllib.parse.parse_qs(line["delete"].partition("?")[2])["cuk"]
+            for line in lines if "delete" in line] == [[cuk] for cuk in wanted]
+    assert lines[0]["delete"].startswith(api.url + "?")
+    # What it asked the API for is what dump showed
+    assert {request.target for request in api.requests} == {
+        urllib.parse.urlsplit(line["delete"])._replace(scheme="", netloc="").geturl()
+        for line in lines if "delete" in line}
+    assert queue
+    assert queue["exclusive"]
+    assert queue["arguments"]["x-max-length"] > 0
+    assert set(broker.queues()) == set(QUEUES)
+
+
+# --- emit ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("pattern", "source", "addresses"), [
+    ("neutron", {}, ["10.0.0.5", "2001:db8::5"]),
+    ("nova", {"topic": "versioned_notifications", "publisher_id": "^nova",
+              "event_type": "instance.delete.end"}, []),
+    ("compute", {"publisher_id": "^compute", "event_type": "compute.instance.delete.end"}, []),
+])
+def test_emit_publishes_a_deletion_that_the_listener_makes(
+        broker: Broker, api: RoleApi, cloud: Sections, command: Run, pattern: str,
+        source: dict[str, object], addresses: list[str]) -> None:
+    cloud["oslo_messaging_notifications"].update(source)
+    (cuk,) = cuks(1)
+    with ListenerProcess(cloud):
+        topic = str(source.get("topic", "notifications"))
+        wait_until(lambda: ("neutron", f"{topic}.info") in broker.bindings(POOL), what="a binding")
+        ips = [argument for address in addresses for argument in ("--ip", address)]
+        done = command(cloud, "emit", pattern, "--instance", cuk.upper(), *ips)
+        assert done.returncode == 0, done.stderr
+        wait_until(lambda: api.deleted, what="the deletion")
+    assert [(request.cuk, request.host) for request in api.requests] == [
+        (cuk, tuple(addresses) or None)]
+    assert cuk in done.stdout
+
+
+def test_emit_uses_envelope_2(broker: Broker, cloud: Sections, command: Run) -> None:
+    assert command(cloud, "emit", "neutron").returncode == 0
+    message = broker.messages(POOL)[0]
+    assert json.loads(message.body)["oslo.version"] == "2.0"
+    assert message.properties.delivery_mode == 2
+
+
+def test_emit_refuses_and_creates_nothing_where_the_exchange_is_missing(
+        broker: Broker, cloud: Sections, command: Run) -> None:
+    broker.delete_exchange("neutron")
+    before = set(broker.queues()), set(broker.exchanges())
+    done = command(cloud, "emit", "neutron")
+    assert done.returncode == 1
+    assert "exchange neutron" in done.stderr
+    assert (set(broker.queues()), set(broker.exchanges())) == before
+
+
+@pytest.mark.parametrize("arguments", [
+    ["neutron", "--instance", "no-uuid"], ["neutron", "--ip", "10.0.0.256"], ["nova"]])
+def test_emit_refuses_what_no_listener_would_delete(
+        broker: Broker, cloud: Sections, command: Run, arguments: list[str]) -> None:
+    done = command(cloud, "emit", *arguments)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert broker.depth(POOL).total == 0
+
+
+# --- dead-letters -------------------------------------------------------------------------------
+
+def test_dead_letters_are_listed_with_reason_and_age_and_stay(
+        broker: Broker, cloud: Sections, command: Run) -> None:
+    fill(broker, DEAD, cuks(1), queue=POOL, attempts=4, reason="K2HR3: 431",
+         first_failure=int(time.time()) - 7200, last_failure=int(time.time()))
+    fill(broker, DEAD, cuks(1), queue="notifications.info", attempts=0, reason="not JSON")
+    done = command(cloud, "dead-letters")
+    first, second = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert re.search(rf"age=2\.0 h.*{POOL}.*4.*K2HR3: 431", first)
+    assert re.search(r"notifications\.info.*not JSON", second)
+    broker.wait_for_depth(DEAD, 2)
+
+
+def test_dead_letters_are_replayed_to_where_they_came_from(
+        broker: Broker, cloud: Sections, command: Run) -> None:
+    with closing(broker.amqp()) as connection:
+        connection.channel().queue_declare("notifications.info")
+    wanted = {POOL: cuks(2), "notifications.info": cuks(1)}
+    for queue, instances in wanted.items():
+        fill(broker, DEAD, instances, queue=queue, attempts=4, reason="431", first_failure=1,
+             last_failure=2)
+    assert command(cloud, "dead-letters", "--replay").returncode == 0
+    assert broker.depth(DEAD).total == 0
+    for queue, instances in wanted.items():
+        assert instances_in(broker, queue) == instances
+        for message in broker.messages(queue):
+            assert set(message.properties.headers or {}) <= {"x-k2hr3-queue"}
+            assert message.properties.delivery_mode == 2
+
+
+def test_dead_letters_that_cannot_be_moved_stay(
+        broker: Broker, cloud: Sections, command: Run) -> None:
+    lost, good = cuks(2)
+    fill(broker, DEAD, [lost], queue="not_there", reason="431")
+    fill(broker, DEAD, [good], queue=POOL, reason="431")
+    done = command(cloud, "dead-letters", "--replay")
+    assert done.returncode == 1
+    broker.wait_for_depth(DEAD, 1)
+    assert instances_in(broker, DEAD) == [lost]
+    assert instances_in(broker, POOL) == [good]
+
+
+def test_dead_letters_are_dropped(broker: Broker, cloud: Sections, command: Run) -> None:
+    fill(broker, DEAD, cuks(3), queue=POOL)
+    assert command(cloud, "dead-letters", "--drop").returncode == 0
+    assert broker.depth(DEAD).total == broker.depth(POOL).total == 0
+
+
+def test_replay_and_drop_together_are_refused(
+        broker: Broker, cloud: Sections, command: Run) -> None:
+    """What cannot be moved would be dropped."""
+    fill(broker, DEAD, cuks(1), queue="not_there")
+    assert command(cloud, "dead-letters", "--replay", "--drop").returncode == 2
+    broker.wait_for_depth(DEAD, 1)
+
+
+def test_a_replay_that_is_killed_loses_nothing(
+        broker: Broker, cloud: Sections, command: Run) -> None:
+    letters = cuks(500)
+    fill(broker, DEAD, letters, queue=POOL)
+    with ListenerProcess(cloud, "dead-letters", "--replay") as replay:
+        wait_until(lambda: broker.depth(POOL).ready > 50, what="the middle of the replay")
+        replay.kill()
+    wait_until(lambda: broker.depth(DEAD).unacked == 0, what="the broker to take back the rest")
+    moved, left = instances_in(broker, POOL), instances_in(broker, DEAD)
+    assert left, "the replay was over before it was killed"
+    assert set(moved) | set(left) == set(letters)
+    assert command(cloud, "dead-letters", "--replay").returncode == 0
+    assert set(instances_in(broker, POOL)) == set(letters)
+    assert broker.depth(DEAD).total == 0
+
+
+# --- delete -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("addresses", "left"), [
+    ([], set()), (["10.0.0.5"], {"2001:db8::5"}), (["10.0.0.5", "2001:db8::5"], set())])
+def test_delete_takes_an_instance_or_some_of_its_addresses_out(
+        api: RoleApi, command: Run, addresses: list[str], left: set[str]) -> None:
+    (cuk,) = cuks(1)
+    api.register(cuk, "10.0.0.5", "2001:db8::5")
+    done = command(settings(NOBODY, api.url), "delete", cuk.upper(), *addresses)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert api.members().get(cuk, set()) == left
+
+
+@pytest.mark.parametrize("arguments", [["no-uuid"], [str(uuid.uuid4()), "10.0.0.256"]])
+def test_delete_refuses_what_is_no_instance_or_address(
+        api: RoleApi, command: Run, arguments: list[str]) -> None:
+    done = command(settings(NOBODY, api.url), "delete", *arguments)
+    assert done.returncode == 1
+    assert arguments[-1] in done.stderr
+    assert api.requests == []
+
+
+def test_delete_prints_the_lines_that_failed_to_be_fed_in_again(
+        api: RoleApi, command: Run) -> None:
+    good, bad = cuks(4), cuks(2)
+    api.refused_cuks = set(bad)
+    lines = [good[0], f"{bad[0]} 10.0.0.5", f"{good[1]} 10.0.0.6 10.0.0.7", "no-uuid", "", bad[1],
+             *good[2:]]
+    sections = settings(NOBODY, api.url, max_retries=1)
+    done = command(sections, "delete", "-", given="\n".join(lines) + "\n")
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [lines[1], "no-uuid", bad[1]]
+    assert len(done.stderr.splitlines()) == 3
+    assert api.deleted >= set(good)
+    assert not api.deleted & set(bad)
+    assert {request.host for request in api.requests if request.cuk == good[1]} == {
+        ("10.0.0.6", "10.0.0.7")}
+    # And with K2HR3 well again, what it printed is what it takes
+    api.refused_cuks = set()
+    done = command(sections, "delete", "-", given=done.stdout.replace("no-uuid\n", ""))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert api.deleted >= {*good, *bad}
+
+
+def test_delete_spares_a_k2hr3_in_trouble_and_prints_all_that_is_left(
+        api: RoleApi, command: Run) -> None:
+    instances = cuks(200)
+    api.fault = Status(503)
+    sections = settings(NOBODY, api.url, max_retries=1, retry_interval_seconds=1)
+    done = command(sections, "delete", "-", given="\n".join(instances))
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == instances
+    assert len(api.requests) < 20
+
+
+def test_delete_goes_on_when_a_k2hr3_in_trouble_is_well_again(
+        api: RoleApi, command: Run) -> None:
+    instances = cuks(20)
+    api.fault = Status(503)
+
+    def repair(count: int) -> None:
+        wait_until(lambda: len(api.requests) >= count, 20, "the probes")
+        api.fault = None
+    repairing = threading.Thread(target=repair, args=(5,))
+    repairing.start()
+    sections = settings(NOBODY, api.url, max_retries=20, retry_interval_seconds=1)
+    done = command(sections, "delete", "-", given="\n".join(instances))
+    repairing.join()
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert api.deleted >= set(instances)
+
+
+# --- For people ---------------------------------------------------------------------------------
+
+def test_help_lists_every_command() -> None:
+    done = subprocess.run([sys.executable, str(PROGRAM), "--help"], text=True, capture_output=True)
+    assert done.returncode == 0
+    for name in COMMANDS:
+        assert re.search(rf"^ +{name} +[A-Z]", done.stdout, re.M), name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_each_command_with_an_example(name: str) -> None:
+    done = subprocess.run([sys.executable, str(PROGRAM), name, "--help"], text=True,
+                          capture_output=True)
+    assert done.returncode == 0
+    assert re.search(r"^example: .*k2hr3.osnl", done.stdout, re.M)
+    assert len(done.stdout.splitlines()) > 8
+
+
+@pytest.mark.parametrize(("arguments", "given"), [
+    (["drain"], ""), (["dead-letters", "--replay"], ""), (["delete", "-"], "stdin")])
+def test_progress_is_shown_on_a_terminal(
+        broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path, arguments: list[str],
+        given: str) -> None:
+    instances = cuks(10)
+    fill(broker, DEAD if "--replay" in arguments else POOL, [] if given else instances, queue=POOL)
+    api.delay = 0.15
+    file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
+    ours, theirs = pty.openpty()
+    done = subprocess.run([sys.executable, str(PROGRAM), "-c", str(file), *arguments], timeout=60,
+                          input="\n".join(instances if given else []).encode(), stderr=theirs,
+                          stdout=subprocess.PIPE)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    os.close(ours)
+    assert done.returncode == 0, shown
+    assert re.search(rb"\d+ done, \d+ left, \d+/s", shown), shown
+
+
+@pytest.mark.parametrize(("arguments", "code"), [
+    (["check"], 1), (["dump"], 1), (["emit", "neutron"], 1), (["dead-letters"], 1),
+    (["dead-letters", "--replay"], 1), (["delete", str(uuid.uuid4())], 1)])
+@pytest.mark.parametrize("condition", [no_broker, wrong_password, no_queues])
+def test_an_error_is_one_line_and_an_exit_code(
+        broker: Broker, api: RoleApi, cloud: Sections, command: Run, arguments: list[str],
+        code: int, condition: Callable[..., None]) -> None:
+    condition(broker, api, cloud)
+    api.fault = Reset()
+    if condition is no_queues:
+        no_exchange(broker, api, cloud)
+    done = command(cloud, *arguments)
+    assert done.returncode == code, done.stdout
+    if arguments != ["check"]:
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert set(broker.queues()) <= set(QUEUES)
+
+
+@pytest.mark.parametrize("arguments", [["dump"], ["delete", "-"], ["check"]])
+def test_ctrl_c_ends_a_command_without_a_traceback(
+        broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path,
+        arguments: list[str]) -> None:
+    api.fault = Hang()
+    cloud["k2hr3"]["timeout_seconds"] = 20
+    file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
+    process = subprocess.Popen([sys.executable, str(PROGRAM), "-c", str(file), *arguments],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    try:
+        assert process.stdin
+        process.stdin.write(f"{cuks(1)[0]}\n".encode())
+        process.stdin.close()
+        process.stdin = None
+        wait_until(lambda: api.requests or set(broker.queues()) - set(QUEUES), what="its work")
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert b"Traceback" not in output + errors
+
+
+def test_a_reader_that_has_seen_enough_ends_a_list_without_a_traceback(
+        broker: Broker, cloud: Sections, tmp_path: Path) -> None:
+    fill(broker, DEAD, cuks(100), queue=POOL, reason="x" * 200)
+    file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
+    done = subprocess.run(
+        f"{sys.executable} {PROGRAM} -c {file} dead-letters | head -1", shell=True, timeout=60,
+        capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    broker.wait_for_depth(DEAD, 100)
+
+
+def test_delete_takes_any_bytes_on_standard_input(api: RoleApi, command: Run) -> None:
+    done = command(settings(NOBODY, api.url), "delete", "-", given=b"\xff\xfe\n",
+                   environment={"PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 1
+    assert api.requests == []
+
+
+# --- Secrets ------------------------------------------------------------------------------------
+
+PASSWORD = "s3cr3t@Passw0rd"
+
+
+@pytest.mark.parametrize(("mode", "warned"), [
+    (0o600, False), (0o640, False), (0o644, True), (0o604, True)])
+def test_a_settings_file_that_others_can_read_is_warned_about(
+        api: RoleApi, tmp_path: Path, mode: int, warned: bool) -> None:
+    file = write_settings(tmp_path / "k2hr3_osnl.ini", settings(NOBODY, api.url))
+    file.chmod(mode)
+    done = subprocess.run([sys.executable, str(PROGRAM), "-c", str(file), "check", "--json"],
+                          capture_output=True, text=True)
+    found = [row["text"] for row in json.loads(done.stdout) if row["result"] == "warn"]
+    assert [text for text in found if str(file) in text] == found
+    assert len(found) == warned
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_no_password_shows_in_processes_logs_or_output(
+        broker: Broker, api: RoleApi, cloud: Sections, command: Run, refused: bool) -> None:
+    broker.add_user("secretive", PASSWORD + ("!" if refused else ""))
+    url = broker.url("secretive", PASSWORD)
+    cloud["oslo_messaging_notifications"]["transport_url"] = url
+    cloud["DEFAULT"].update(debug_level="debug", libs_debug_level="debug")
+    with ListenerProcess(cloud) as listener:
+        listener.wait_for_log("connecting again" if refused else "connected to the broker")
+        shown = [listener.log, " ".join(psutil.Process(listener.process.pid).cmdline())]
+        listener.stop()
+        shown.append(listener.log)
+    for arguments in (["check"], ["check", "--json"], ["emit", "neutron"], ["dead-letters"]):
+        done = command(cloud, *arguments)
+        shown += [done.stdout, done.stderr]
+    broker.delete_user("secretive")
+    assert re.search("pika", shown[0]), "the libraries logged nothing"
+    assert [text for text in shown if PASSWORD in text
+            or urllib.parse.quote(PASSWORD, safe="") in text] == []
+
+
+@pytest.mark.parametrize(("name", "url"), [
+    *((name, "rabbit://user:{}@host:port/") for name in COMMANDS),
+    *(("check", url) for url in ("rabbit://user:{}@/", "rabbit://user:{}@127.0.0.1:99999/",
+                                 "mysql://user:{}@host/", "rabbit://user:{}"))])
+def test_a_wrong_transport_url_is_not_repeated(
+        tmp_path: Path, command: Run, url: str, name: str) -> None:
+    more = {"emit": ["neutron"], "delete": [str(uuid.uuid4())]}.get(name, [])
+    done = command(settings(url.format("s3cr3t"), "http://127.0.0.1:1/v1/role"), name, *more)
+    assert done.returncode == 78
+    assert len(done.stderr.splitlines()) == 1
+    assert "s3cr3t" not in done.stdout + done.stderr
+
+
+# --- make install, and the ways of running it ---------------------------------------------------
+
+ROOT = PROGRAM.parent
+#: What cron and systemd start a program with, or nearly.
+BARE = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/"}
+
+
+@pytest.fixture(scope="session")
+def contrib() -> Path:
+    """The folder of the ways of running it."""
+    return ROOT / "contrib"
+
+
+def make(*arguments: str) -> None:
+    """Run make with these arguments."""
+    subprocess.run(["make", "-C", str(ROOT), *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `make install` put everything."""
+    folder = tmp_path_factory.mktemp("installed")
+    make("install", f"DESTDIR={folder}")
+    return folder
+
+
+def in_place(text: str, installed: Path, file: Path) -> str:
+    """A command line of contrib, with the installed program and this settings file."""
+    assert "/etc/k2hr3/k2hr3_osnl.ini" in text
+    return text.replace("/etc/k2hr3/k2hr3_osnl.ini", str(file)).replace(
+        "/usr/local/", f"{installed}/usr/local/")
+
+
+@pytest.mark.parametrize("prefix", ["/usr/local", "/usr"])
+def test_make_install_puts_three_files_and_uninstall_leaves_the_settings(
+        tmp_path: Path, contrib: Path, prefix: str) -> None:
+    arguments = [f"DESTDIR={tmp_path}", *([f"PREFIX={prefix}"] if prefix != "/usr/local" else [])]
+    program = tmp_path / prefix[1:] / "bin/k2hr3-osnl"
+    unit = tmp_path / prefix[1:] / "lib/systemd/system/k2hr3-osnl.service"
+    ini = tmp_path / "etc/k2hr3/k2hr3_osnl.ini"
+    make("install", *arguments)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")
+             if path.is_file()}
+    assert modes == {program: 0o755, unit: 0o644, ini: 0o640}
+    assert f"ExecStart={prefix}/bin/k2hr3-osnl -c /etc/k2hr3/k2hr3_osnl.ini" in unit.read_text()
+    # Settings that were changed are kept
+    ini.write_text("[k2hr3]\ntimeout_seconds = 7\n")
+    make("install", *arguments)
+    make("uninstall", *arguments)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [ini]
+    assert Config.load(str(ini), environ={}).k2hr3.timeout_seconds == 7
+
+
+def test_it_runs_on_the_distributions_own_packages(
+        broker: Broker, api: RoleApi, cloud: Sections, installed: Path, tmp_path: Path) -> None:
+    where = subprocess.run(["/usr/bin/python3", "-c", "import pika, urllib3; print(pika.__file__, "
+                            "urllib3.__file__)"], env=BARE, text=True, capture_output=True)
+    assert [path.startswith("/usr/lib/python3/") for path in where.stdout.split()] == [True, True]
+    file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
+    program = [str(installed / "usr/local/bin/k2hr3-osnl"), "-c", str(file)]
+    (cuk,) = cuks(1)
+    fill(broker, POOL, [cuk])
+    drained = subprocess.run([*program, "drain"], env=BARE, capture_output=True, text=True)
+    assert (drained.returncode, api.deleted) == (0, {cuk}), drained.stderr
+    checked = subprocess.run([*program, "check"], env=BARE, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_uv_runs_the_bare_file(
+        broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path) -> None:
+    shutil.copy(PROGRAM, tmp_path)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "uv"), "run", PROGRAM.name, "check"], cwd=tmp_path,
+        env={**index_environment(), "UV_PYTHON": sys.executable,
+             "OS_OSLO_MESSAGING_NOTIFICATIONS__TRANSPORT_URL": broker.url(),
+             "OS_K2HR3__API_URL": api.url}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search("^ok +Role API", done.stdout, re.M)
+    assert [request.method for request in api.requests] == ["DELETE"]
+
+
+def unit_options(unit: Path) -> dict[str, str]:
+    """The options of a unit file, the last of each name."""
+    return dict(line.split("=", 1) for line in unit.read_text().splitlines()
+                if "=" in line and not line.startswith("#"))
+
+
+def test_systemd_accepts_the_unit_and_calls_it_well_confined(
+        installed: Path, contrib: Path, tmp_path: Path) -> None:
+    unit = tmp_path / "k2hr3-osnl.service"
+    source = (installed / "usr/local/lib/systemd/system/k2hr3-osnl.service").read_text()
+    unit.write_text(in_place(source, installed, Path("/etc/k2hr3/k2hr3_osnl.ini")))
+    verified = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)],
+                              capture_output=True, text=True)
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    security = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20",
+         str(unit)], capture_output=True, text=True)
+    assert security.returncode == 0, security.stdout
+
+
+def test_the_stop_time_outs_fit_timeout_seconds(contrib: Path) -> None:
+    needed = Config.load(str(ROOT / "k2hr3_osnl.ini"), environ={}).k2hr3.timeout_seconds + 1
+    waits = re.search(r"^stopwaitsecs=(\d+)$", (contrib / "supervisord.conf").read_text(), re.M)
+    assert waits
+    assert int(waits[1]) > needed
+    assert int(unit_options(contrib / "k2hr3-osnl.service")["TimeoutStopSec"]) > needed
+
+
+def test_the_units_command_speaks_the_notify_protocol(
+        broker: Broker, api: RoleApi, cloud: Sections, installed: Path, tmp_path: Path) -> None:
+    unit = unit_options(installed / "usr/local/lib/systemd/system/k2hr3-osnl.service")
+    assert unit["Type"] == "notify"
+    file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
+    command_line = shlex.split(in_place(unit["ExecStart"], installed, file))
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(15)
+        process = subprocess.Popen(
+            command_line, stderr=subprocess.DEVNULL,
+            env={**BARE, "NOTIFY_SOCKET": str(tmp_path / "notify"),
+                 "WATCHDOG_USEC": f"{unit['WatchdogSec']}000000"})
+        try:
+            received = [manager.recv(4096).decode()]
+            while "listening" not in received[-1]:
+                received.append(manager.recv(4096).decode())
+            began = time.monotonic()
+            while (seen := manager.recv(4096).decode()) and "WATCHDOG=1" not in seen:
+                pass
+            assert time.monotonic() - began < int(unit["WatchdogSec"]) / 2
+            process.terminate()
+            while "STOPPING=1" not in received[-1]:
+                received.append(manager.recv(4096).decode())
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+    assert received[0] == "READY=1"
+    assert re.search(r"^STATUS=listening.*deleted=0", "\n".join(received), re.M)
+    # And a wrong setting ends it with what the unit does not restart
+    file.write_text("[k2hr3]\ntimeout_seconds = 0\n")
+    done = subprocess.run(command_line, env=BARE, stderr=subprocess.DEVNULL)
+    assert str(done.returncode) == unit["RestartPreventExitStatus"] == "78"
+
+
+def test_supervisord_starts_it_restarts_it_and_stops_it_in_order(
+        broker: Broker, api: RoleApi, cloud: Sections, installed: Path, contrib: Path,
+        tmp_path: Path) -> None:
+    # Given: a supervisord with our program
+    file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
+    log = tmp_path / "k2hr3-osnl.log"
+    program = in_place((contrib / "supervisord.conf").read_text(), installed, file).replace(
+        "/var/log/supervisor/k2hr3-osnl.log", str(log))
+    conf = tmp_path / "supervisord.conf"
+    conf.write_text(
+        f"[supervisord]\nnodaemon=true\nlogfile={tmp_path}/log\npidfile={tmp_path}/pid\n"
+        f"childlogdir={tmp_path}\n[unix_http_server]\nfile={tmp_path}/socket\n"
+        "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory = "
+        "supervisor.rpcinterface:make_main_rpcinterface\n"
+        f"[supervisorctl]\nserverurl=unix://{tmp_path}/socket\n{program}")
+
+    def ctl(*arguments: str) -> str:
+        return subprocess.run(["/usr/bin/supervisorctl", "-c", str(conf), *arguments], env=BARE,
+                              text=True, stdout=subprocess.PIPE, check=False).stdout
+
+    def running_besides(pid: int) -> int:
+        found = re.search(r"RUNNING +pid (\d+)", ctl("status", "k2hr3-osnl"))
+        return int(found[1]) if found and int(found[1]) != pid else 0
+
+    daemon = subprocess.Popen(["/usr/bin/supervisord", "-c", str(conf)], env=BARE, cwd=tmp_path,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        # When it is killed, supervisord starts it again, and it does its work
+        first = wait_until(lambda: running_besides(0), 20, "the program under supervisord")
+        wait_until(lambda: consumed(broker), what="its consumer")
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: running_besides(first), 20, "the program once more")
+        broker.publish(notified(cuk := cuks(1)[0]), "neutron", "notifications.info")
+        wait_until(lambda: api.deleted == {cuk}, what="the deletion")
+        # When it is stopped, it ends by itself
+        assert "stopped" in ctl("stop", "k2hr3-osnl")
+        wait_until(lambda: "stopped: k2hr3-osnl (exit status 0)" in (tmp_path / "log").read_text())
+        assert " INFO stopped" in log.read_text()
+        # When a setting is wrong, it is not started for ever
+        file.write_text("[k2hr3]\ntimeout_seconds = 0\n")
+        ctl("start", "k2hr3-osnl")
+        wait_until(lambda: re.search("FATAL|EXITED", ctl("status", "k2hr3-osnl")), 30, "its end")
+    finally:
+        daemon.terminate()
+        daemon.wait(20)
+
+
+@pytest.mark.parametrize("lock", [True, False], ids=["lock", "no-lock"])
+def test_the_cron_line_run_twice_at_once_is_harmless(
+        broker: Broker, api: RoleApi, cloud: Sections, installed: Path, contrib: Path,
+        tmp_path: Path, lock: bool) -> None:
+    file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
+    (line,) = [line for line in (contrib / "crontab").read_text().splitlines()
+               if not line.startswith("#")]
+    assert "%" not in line  # which cron takes for the end of a line
+    when, text = re.fullmatch(r"((?:\S+ ){5})(.*)", line).groups()  # type: ignore[union-attr]
+    assert when == "*/5 * * * * "
+    text = in_place(text, installed, file)
+    if not lock:
+        assert text.startswith("flock -n ")
+        text = text.split(" ", 3)[3]
+    fresh, waiting = cuks(20), cuks(10)
+    fill(broker, POOL, fresh)
+    fill(broker, RETRY, waiting, queue=POOL, attempts=1, first_failure=1, last_failure=1)
+    api.delay = 0.05
+    both = [subprocess.Popen(["/bin/sh", "-c", text], env=BARE, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    output = [each.communicate(timeout=60)[0] for each in both]
+    # Cron mails what is written
+    assert output == ["", ""]
+    assert sorted(each.returncode for each in both) == ([0, 1] if lock else [0, 0])
+    assert asked(api, fresh + waiting) == sorted(fresh + waiting)
+    assert all(depth.total == 0 for depth in broker.queues().values())
+
+
+def test_the_containers_command_runs_on_the_packages_it_installs(
+        api: RoleApi, contrib: Path, installed: Path, tmp_path: Path) -> None:
+    """Without a container: pulling an image takes a registry."""
+    lines = dict(line.split(" ", 1)[::1] for line in (contrib / "Containerfile").read_text(
+        ).splitlines())
+    assert len(lines) == 6
+    source, target = lines["COPY"].split()[-2:]
+    assert ROOT / source == PROGRAM
+    for module in ("pika", "urllib3"):
+        assert f"python3-{module}" in lines["RUN"]
+    entry, arguments = json.loads(lines["ENTRYPOINT"]), json.loads(lines["CMD"])
+    assert target == entry[-1]
+    file = write_settings(tmp_path / "k2hr3_osnl.ini", settings(NOBODY, api.url))
+    command_line = in_place(" ".join([*entry, *arguments]), installed, file).split()
+    process = subprocess.Popen(command_line, env=BARE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    assert "settings" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(15) == 0
+    process.stderr.close()
+
+
+# --- Alerts -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("arguments", [
+    ["check", "rules", "prometheus-alerts.yml"],
+    ["test", "rules", "prometheus-alerts-test.yml"]])
+def test_promtool_is_content_with_the_alerts(contrib: Path, arguments: list[str]) -> None:
+    done = subprocess.run(["promtool", *arguments], cwd=contrib, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def prometheus(broker: Broker, contrib: Path, tmp_path: Path) -> Iterator[Callable[[str], Any]]:
+    """Starts a Prometheus with our rules, and asks its API; both ways to have figures of queues."""
+    process: subprocess.Popen[bytes] | None = None
+    address = f"127.0.0.1:{free_port()}"
+    (tmp_path / "prometheus.yml").write_text(json.dumps({
+        "global": {"scrape_interval": "300ms", "evaluation_interval": "300ms"},
+        "rule_files": [str(contrib / "prometheus-alerts.yml")],
+        "scrape_configs": [
+            {"job_name": job, "metrics_path": path, "params": parameters,
+             "static_configs": [{"targets": [f"127.0.0.1:{broker.prometheus_port}"]}]}
+            for job, path, parameters in (
+                ("all", "/metrics/per-object", {}),
+                ("few", "/metrics/detailed", {"family": ["queue_coarse_metrics",
+                                                         "queue_consumer_count"]}))]}))
+
+    def ask(path: str) -> Any:
+        nonlocal process
+        process = process or subprocess.Popen(
+            ["prometheus", f"--config.file={tmp_path}/prometheus.yml",
+             f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address={address}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with closing(http.client.HTTPConnection(address, timeout=10)) as connection:
+            connection.request("GET", f"/api/v1/{path}")
+            return json.loads(connection.getresponse().read())["data"]
+    yield ask
+    if process:
+        process.terminate()
+        process.wait(20)
+
+
+ALERTS = ("K2hr3OsnlNoConsumer", "K2hr3OsnlQueueGrows", "K2hr3OsnlRetries",
+          "K2hr3OsnlDeadLetters")
+
+
+@pytest.mark.parametrize(("alert", "queue"), list(zip(ALERTS, (POOL, POOL, RETRY, DEAD))))
+def test_an_alert_is_raised_by_its_condition_only(
+        broker: Broker, cloud: Sections, prometheus: Callable[[str], Any], alert: str,
+        queue: str) -> None:
+    def raised() -> dict[str, set[str]]:
+        """By each rule that was evaluated: the jobs for whose figures its expression holds."""
+        rules = prometheus("rules")["groups"][0]["rules"]
+        assert [rule["name"] for rule in rules] == list(ALERTS)
+        assert {rule["health"] for rule in rules} == {"ok"}
+        return {rule["name"]: {each["labels"].get("job", "absent") for each in rule["alerts"]}
+                for rule in rules if rule["alerts"]}
+
+    def figures(wanted: Callable[[float], bool]) -> bool:
+        query = f'{{__name__=~"rabbitmq_(detailed_)?queue_messages", queue="{queue}"}}'
+        found = prometheus("query?" + urllib.parse.urlencode({"query": query}))["result"]
+        return len(found) == 2 and all(wanted(float(each["value"][1])) for each in found)
+
+    with closing(broker.amqp()) as connection:
+        consumer = connection.channel()
+        if alert != "K2hr3OsnlNoConsumer":
+            consumer.basic_qos(prefetch_count=1)
+        if alert == "K2hr3OsnlQueueGrows":  # it has not been empty, which alone is no alarm
+            fill(broker, POOL, cuks(2))
+        tag = consumer.basic_consume(POOL, lambda *_: None)
+        # Given: Prometheus sees that all is well
+        backlog = broker.depth(queue).total
+        wait_until(lambda: figures(lambda value: value == backlog), 30, "figures")
+        wait_until(lambda: raised() == {}, 15, "no alert")
+        # When the condition is provoked
+        if alert == "K2hr3OsnlNoConsumer":
+            consumer.basic_cancel(tag)
+        else:
+            fill(broker, queue, cuks(2), queue=POOL)
+        # Then the rule's expression holds for both kinds of figures, and no other rule's does
+        wait_until(lambda: raised() == {alert: {"all", "few"}}, 15, f"{alert} and nothing else")

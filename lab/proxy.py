@@ -84,7 +84,7 @@ class Server:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    def __enter__(self: AnyServer) -> AnyServer:  # noqa: PYI019 - Self is 3.11
+    def __enter__(self: AnyServer) -> AnyServer:
         self.start()
         return self
 
@@ -130,7 +130,7 @@ class Server:
         def run() -> None:
             try:
                 future.set_result(action())
-            except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+            except Exception as error:
                 future.set_exception(error)
 
         self._loop.call_soon_threadsafe(run)
@@ -314,7 +314,8 @@ class _Side(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         proxy = self.proxy
-        assert self.other is not None and self.other.transport is not None
+        assert self.other is not None
+        assert self.other.transport is not None
         data = bytes(self.buffer[:nbytes])
         if not self.is_target:
             proxy.to_target += nbytes
@@ -361,7 +362,8 @@ class _Side(asyncio.BufferedProtocol):
     def _last_bytes(self, data: bytes) -> None:
         """Write `data` to the client and cut all connections once the client's kernel has it."""
         proxy = self.proxy
-        assert self.other is not None and self.other.transport is not None
+        assert self.other is not None
+        assert self.other.transport is not None
         proxy.to_client += len(data)
         self.other.transport.write(data)
         proxy._cut()

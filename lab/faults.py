@@ -1,0 +1,851 @@
+"""`make faults`: the listener goes through a table of faults, on real parts, and loses nothing.
+
+Broker, cluster, oslo.messaging, TLS, signals, namespaces and file systems are real; the Role API
+is the lab's. One line each: a function below provokes the fault, says how it was seen to be there,
+and repairs it; the `Stage` publishes, counts and judges. "Published" is confirmed by the broker,
+mandatory and not returned; "lost" is published, but neither deleted nor in a queue.
+
+    python -m lab.faults [--quick] [ROW ...]       # exit 1 if any row falls short
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import concurrent.futures
+import contextlib
+import json
+import random
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+import psutil
+
+from lab import wait_until
+from lab.broker import Broker, Depth
+from lab.certificates import Pair
+from lab.faults_stage import (
+    CUK,
+    KEY,
+    UNIQUE,
+    Lab,
+    Load,
+    Result,
+    Row,
+    Shortfall,
+    Stage,
+    Tally,
+    pause,
+    play,
+    publish_fast,
+)
+from lab.listener import PROGRAM, ListenerProcess
+from lab.notifier import Notifier, noise
+from lab.proxy import Proxy
+from lab.role_api import Blocked, CloseKeptAlive, Drip, Fault, Hang, Reset, RoleApi, Slow, Status
+
+#: An interpreter that has k2hr3-osnl 1.0.8; made by the Makefile.
+PREDECESSOR = PROGRAM.parent / ".venv-predecessor" / "bin" / "python"
+
+COLUMNS = ("fault", "published", "deleted", "left in the retry queue", "dead-lettered", "lost",
+           "deleted more than once", "requests to the API while it was down",
+           "seconds from repair to empty queues", "how it was seen")
+
+ROWS: list[Row] = []
+
+
+def row(fault: str, name: str = "", **options: Any) -> Callable[[Any], Any]:
+    """Make a row of a function that takes a stage, named after it."""
+    def add(run: Callable[[Stage], None]) -> Callable[[Stage], None]:
+        ROWS.append(Row(name or run.__name__.replace("_", "-"), fault, run, **options))
+        return run
+    return add
+
+
+# --- 1. The Role API ---------------------------------------------------------------------------
+
+
+def api_fault(stage: Stage, listener: ListenerProcess, begin: Callable[[], object],
+              end: Callable[[], object], log: str, api: str = "") -> None:
+    """Deletions come all the while the API has a fault, as seen in the log and by the API."""
+    stage.publish(5)
+    stage.wait_until_deleted()
+    begin()
+    stage.down()
+    began = time.monotonic()
+    stage.publish()
+    listener.wait_for_log(log)
+    stage.wait_until_consumed()
+    pause(max(0.0, began + stage.pick(4, 30) - time.monotonic()))
+    found = listener.wait_for_log(log)
+    stage.see(f"{len(found)} × {log.split('|')[0]!r} in the log")
+    if api:
+        stage.see(api, len(stage.api.requests) > 5)
+    end()
+    stage.repaired()
+
+
+def plain_api_fault(fault: Fault | None, log: str, stage: Stage) -> None:
+    """One that the lab's API plays, or (None) refused connections."""
+    def begin() -> None:
+        stage.api.refuse() if fault is None else setattr(stage.api, "fault", fault)
+
+    def end() -> None:
+        stage.api.fault = None
+        stage.api.accept()
+
+    api_fault(stage, stage.listen(), begin, end, log,
+              "" if fault is None else "requests counted by the API")
+
+
+API_FAULTS: tuple[tuple[str, Optional[Fault], str, str], ...] = (
+    ("503", Status(503), "answers 503", "role: 503"),
+    ("400", Status(400), "answers 400", "role: 400"),
+    ("403", Status(403), "answers 403", "role: 403"),
+    ("429", Status(429, {"Retry-After": "3"}), "answers 429 with Retry-After", "role: 429"),
+    ("reset", Reset(), "resets connections", "Connection reset"),
+    ("refused", None, "refuses connections", "Connection refused"),
+    ("silent", Hang(), "accepts and never answers", "timed out"),
+    ("drip", Drip(), "answers one byte a second", "did not end in time|timed out"),
+    ("keep-alive", CloseKeptAlive(), "closes kept-alive connections under the request",
+     "without response|Remote end closed"),
+)
+for name, fault, what, log in API_FAULTS:
+    row(f"Role API {what}", f"api-{name}")(partial(plain_api_fault, fault, log))
+
+
+def server_context(pair: Pair) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.cert_file, pair.key_file)
+    return context
+
+
+@row("Role API's TLS certificate expired, then renewed")
+def api_certificate(stage: Stage) -> None:
+    made = stage.lab.certificates
+    stage.api = stage.stack.enter_context(RoleApi(tls=server_context(made.server)))
+    stage.apis.append(stage.api)
+    listener = stage.listen(stage.settings(ca_file=made.ca_file))
+
+    def expire() -> None:
+        stage.api.set_tls(server_context(made.expired))
+        pause(stage.api.keep_alive_seconds + 1)  # until the good connection is gone
+
+    before = stage.api.connections
+    api_fault(stage, listener, expire, lambda: stage.api.set_tls(server_context(made.server)),
+              "certificate has expired")
+    stage.see(f"{stage.api.connections - before - 1} connections refused over it",
+              stage.api.connections > before + 1)
+
+
+def in_namespace(stage: Stage, *commands: str) -> str:
+    """An interpreter in a mount namespace of its own, in which these commands have run.
+
+    Works for root, and for everyone where the kernel allows user namespaces.
+    """
+    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        raise Shortfall("needs a mount namespace: run as root, or allow user namespaces "
+                        f"(kernel.unprivileged_userns_clone=1): {probe.stderr.decode()}")
+    script = stage.lab.folder / f"python-{stage.row.name}"
+    script.write_text("#!/bin/sh\nexec unshare -rm /bin/sh -c '"
+                      + " && ".join((*commands, f'exec {sys.executable} "$@"')) + "' sh \"$@\"\n")
+    script.chmod(0o700)
+    return str(script)
+
+
+@row("Role API's name not resolvable, then resolvable")
+def api_name(stage: Stage) -> None:
+    hosts, switch = stage.lab.folder / "hosts", stage.lab.folder / "nsswitch.conf"
+    good = "127.0.0.1 localhost role-api.lab\n"
+    hosts.write_text(good)
+    switch.write_text("hosts: files\n")
+    sections = stage.settings()
+    sections["k2hr3"]["api_url"] = stage.api.url.replace("127.0.0.1", "role-api.lab")
+    listener = stage.listen(sections, python=in_namespace(
+        stage, f"mount --bind {hosts} /etc/hosts", f"mount --bind {switch} /etc/nsswitch.conf"))
+
+    def forget() -> None:
+        hosts.write_text("127.0.0.1 localhost\n")
+        pause(stage.api.keep_alive_seconds + 1)  # until no connection is left to use
+
+    api_fault(stage, listener, forget, lambda: hosts.write_text(good),
+              "NameResolutionError|Failed to resolve|Name or service")
+
+
+# --- 2. A Role API that blocks, beside the predecessor -----------------------------------------
+
+def store_down(fault: Fault, predecessor: bool, stage: Stage) -> None:
+    """K2HR3's store is down for a while; when is the API there for nobody else, what is left?"""
+    if predecessor:
+        if not PREDECESSOR.exists():
+            raise Shortfall(f"{PREDECESSOR} is missing: use make faults")
+        stage.listen(python=str(PREDECESSOR), environment={"PYTHONPATH": ""},
+                     driver="import sys, k2hr3_osnl; sys.exit(k2hr3_osnl.main())")
+    else:
+        stage.listen()
+    stage.publish(5)
+    stage.wait_until_deleted()
+    busy, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        last = time.monotonic()
+        while not ended.wait(0.02):
+            now = time.monotonic()
+            if stage.api._in_work:  # a GET would wait behind it
+                busy[0] += now - last
+            last = now
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    stage.api.fault = fault
+    stage.down()
+    began = time.monotonic()
+    stage.publish()
+    pause(max(0.0, began + stage.pick(12, 60) - time.monotonic()))
+    stage.see("requests while it was down", len(stage.api.requests) > 5)
+    stage.api.fault = None
+    stage.repaired()
+    if predecessor:
+        requests = -1
+
+        def idle() -> bool:  # nothing queued, nothing held, nothing asked for a while
+            nonlocal requests
+            if stage.depth(stage.pool).total or requests != len(stage.api.requests):
+                requests = len(stage.api.requests)
+                pause(2)
+                return False
+            return True
+
+        wait_until(idle, 600, "the predecessor to come to rest")
+        stage.empty_after = time.monotonic() - stage.repaired_at
+    else:
+        stage.settle()
+    ended.set()
+    watcher.join()
+    left = len(stage.api.members().keys() & stage.published.keys())
+    stage.seen.append(f"{left} members left, the API there for nobody else {busy[0]:.1f} s")
+    stage.must("no members are left", predecessor or not left)
+
+
+STORE_DOWN: tuple[tuple[str, Fault, str], ...] = (  # 2.5 s: a tenth of what the real one takes
+    ("blocks", Blocked(2.5), "blocks, one request at a time, 2.5 s each"),
+    ("refuses", Status(400), "answers 400 at once"))
+for name, fault, what in STORE_DOWN:
+    row(f"Role API whose store is down {what}", f"store-{name}")(
+        partial(store_down, fault, False))
+    row(f"the same {name}, k2hr3-osnl 1.0.8 (to compare)", f"store-{name}-predecessor",
+        durable=False, judged=False)(partial(store_down, fault, True))
+
+
+# --- 3. The broker -----------------------------------------------------------------------------
+
+
+def broker_ends(end: Callable[[Broker], None], stage: Stage) -> None:
+    stage.api.delay = 0.005
+    listener = stage.listen()
+    with stage.load(seconds=stage.pick(8, 20)):
+        end(stage.broker)
+        stage.see("its process was gone", not stage.broker.running)
+        stage.see("the listener had no broker", listener.wait_for_log("connecting again"))
+        stage.broker.start()
+        stage.repaired()
+
+
+row("broker stopped and started, under load", "broker-stopped", parts="alone")(
+    partial(broker_ends, Broker.stop))
+row("broker killed (kill -9) and started, under load", "broker-killed", parts="alone")(
+    partial(broker_ends, Broker.kill))
+
+
+@contextlib.contextmanager
+def alarm(stage: Stage) -> Iterator[None]:
+    """A memory alarm, until the end of it."""
+    stage.broker.alarm(True)
+    try:
+        stage.see("the broker reports the alarm", stage.broker.alarmed())
+        yield
+    finally:
+        stage.broker.alarm(False)
+
+
+@row("memory alarm, API up", parts="alone")
+def alarm_api_up(stage: Stage) -> None:
+    stage.api.delay = stage.pick(0.01, 0.003)
+    stage.listen()
+    stage.publish()
+    stage.must("the alarm comes in the middle of the work", stage.done < stage.count)
+    with alarm(stage):
+        stage.wait_until_deleted("all deletions, alarm or not")
+        stage.wait_until_consumed()
+    stage.repaired()
+
+
+def queue_without_listener(stage: Stage) -> None:
+    """Publish everything before there is a listener, to a queue that an earlier one left."""
+    with contextlib.closing(stage.broker.amqp()) as connection:
+        channel = connection.channel()
+        channel.queue_declare(stage.pool, durable=True)
+        channel.queue_bind(stage.pool, stage.exchange, KEY)
+    stage.publish()
+
+
+@row("memory alarm, API down", parts="alone")
+def alarm_api_down(stage: Stage) -> None:
+    queue_without_listener(stage)
+    stage.api.fault = Status(503)
+    stage.down()
+    with alarm(stage):
+        stage.listen().wait_for_log(f"no copy to {stage.retry}", 40)
+        stage.see("copies were refused, deliveries held", stage.depth(stage.pool).unacked)
+    pause(stage.pick(3, 30))
+    stage.api.fault = None
+    stage.repaired()
+
+
+@row("SIGTERM during a memory alarm, API down; then a new start", parts="alone")
+def alarm_sigterm(stage: Stage) -> None:
+    queue_without_listener(stage)
+    stage.api.fault = Status(503)
+    stage.down()
+    with alarm(stage):
+        listener = stage.listen()
+        listener.wait_for_log("no copy to", 40)
+        stage.stop(listener)
+    stage.api.fault = None
+    stage.repaired()
+    listener.start()
+
+
+@row("notification queue deleted with deliveries held", parts="alone")
+def queue_deleted(stage: Stage) -> None:
+    listener = stage.listen(stage.settings(timeout_seconds=20))
+    stage.api.fault = Hang()
+    stage.down()
+    held = stage.pick(100, 190)
+    stage.publish(held)
+    wait_until(lambda: stage.depth(stage.pool) == Depth(0, held), 10, "all to be held")
+    stage.broker.delete_queue(stage.pool)
+    stage.see(f"{held} were held", listener.wait_for_log("the broker cancelled the consumer"))
+    stage.api.fault = None
+    stage.repaired()
+    stage.publish()
+
+
+@row("exchange deleted, and made again by a notifier, under load", parts="alone")
+def exchange_deleted(stage: Stage) -> None:
+    stage.listen()
+    with stage.load(seconds=10) as load:
+        stage.broker.delete_exchange(stage.exchange)
+        stage.see("it was gone", stage.exchange not in stage.broker.exchanges())
+        with load.running:  # what now goes to the default queue only is not meant for us
+            with Notifier(stage.broker.url(), stage.exchange, durable=True) as neutron:
+                neutron.notify(*noise()[0])
+                stage.must("the notifier has no error", not neutron.errors)
+            stage.see("our binding was gone", not stage.broker.bindings(stage.pool))
+            stage.broker.delete_queue(KEY)
+        stage.repaired()
+
+
+def access_taken(take: Callable[[Broker], None], give: Callable[[Broker], None], stage: Stage
+                 ) -> None:
+    stage.api.delay = 0.005
+    listener = stage.listen()
+    with stage.load(seconds=stage.pick(8, 30)):
+        take(stage.broker)
+        try:
+            close_connections_of(stage, listener)
+            stage.see("the listener was refused",
+                      listener.wait_for_log("refused: check user, password", 40))
+            pause(stage.pick(2, 20))
+        finally:
+            give(stage.broker)
+        stage.repaired()
+
+
+row("vhost permissions taken and given back, under load", "permissions", parts="alone")(
+    partial(access_taken, lambda broker: broker.clear_permissions("guest"),
+            lambda broker: broker.set_permissions("guest")))
+row("the user's password changed and changed back, under load", "password", parts="alone")(
+    partial(access_taken, lambda broker: broker.set_password("guest", "another"),
+            lambda broker: broker.set_password("guest", "guest")))
+
+
+@row("consumer_timeout 60 s, API takes 20 s each and once 90 s", parts="alone")
+def consumer_timeout(stage: Stage) -> None:
+    limit, tick, usual, once, hold = stage.pick((12, 1, 3, 18, 4), (60, 60, 20, 90, 30))
+    for name, seconds in (("consumer_timeout", limit), ("channel_tick_interval", tick)):
+        stage.broker.evaluate(f"application:set_env(rabbit, {name}, {1000 * seconds})")
+    try:
+        listener = stage.listen(stage.settings(timeout_seconds=2 * once), hold=hold)
+        stage.api.fault = Slow(usual)
+        stage.publish()
+        wait_until(lambda: stage.done >= 3, 10 * usual, "the first slow ones")
+        wait_until(lambda: stage.depth(stage.retry).total > stage.count / 2, 60 + stage.count / 5,
+                   "what waited too long to move")
+        closed = len(re.findall("channel of .* was closed", listener.log))
+        stage.must("no channel closed by an API that takes its usual time", not closed)
+        began = len(stage.api.requests)
+        stage.api.fault = Slow(once)
+        wait_until(lambda: len(stage.api.requests) > began, 3 * usual, "another request")
+        stage.api.fault = Slow(usual)
+        wait_until(lambda: re.search(r"PRECONDITION_FAILED.*ack.*timed out|"
+                                     "channel of .* was closed", listener.log),
+                   limit + tick + once + 10, "the broker to close the channel")
+        stage.see("the broker closed a channel", "timed out" in listener.log)
+        stage.api.fault = None
+        stage.repaired()
+        stage.settle()
+    finally:
+        for name, seconds in (("consumer_timeout", 1800), ("channel_tick_interval", 60)):
+            stage.broker.evaluate(f"application:set_env(rabbit, {name}, {1000 * seconds})")
+
+
+@row("`rabbitmqctl close_all_connections`, thirty times in an API outage, on a quorum queue with "
+     "x-delivery-limit 5", parts="alone")
+def closed_connections(stage: Stage) -> None:
+    with contextlib.closing(stage.broker.amqp()) as connection:
+        connection.channel().queue_declare(stage.pool, durable=True, arguments={
+            "x-queue-type": "quorum", "x-delivery-limit": 5})
+    sections = stage.settings(timeout_seconds=600)  # one attempt hangs, so the others are held
+    sections["oslo_messaging_rabbit"].update(rabbit_quorum_queue=True, rabbit_retry_backoff=0)
+    listener = stage.listen(sections)
+    times = stage.pick(10, 30)
+    stage.api.fault = Hang()
+    stage.down()
+    for number in range(1, times + 1):
+        stage.publish(stage.count // times)
+        wait_until(lambda: stage.depth(stage.pool).unacked, 30, "deliveries in hand")
+        stage.broker.ctl("close_all_connections", "the lab says so")
+        listener.wait_for_log("CONNECTION_FORCED", 20, number)
+        listener.wait_for_log("connected to the broker", 60, number + 1)
+    again = sum("delivered it before" in str((message.properties.headers or {}).get(
+        "x-k2hr3-reason")) for message in stage.broker.messages(stage.retry))
+    stage.see(f"{times} × CONNECTION_FORCED, {again} notifications delivered again", again)
+    stage.api.fault = None
+    stage.repaired()
+    stage.publish()
+
+
+# --- 4. A cluster ------------------------------------------------------------------------------
+
+
+def two_listeners(stage: Stage) -> tuple[ListenerProcess, ListenerProcess]:
+    stage.api.delay = 0.005
+    return stage.listen(), stage.listen()
+
+
+def leader(stage: Stage, of: str) -> Broker:
+    """The node that leads a queue."""
+    return next(node for node in stage.lab.nodes
+                if node.running and node.name == stage.broker.queue(of)["leader"])
+
+
+def bring_back(node: Broker, stage: Stage) -> None:
+    """Start a node, and wait until each of the stage's queues has all its members again."""
+    node.start()
+    wait_until(lambda: all(len(stage.broker.queue(queue)["online"]) == len(stage.lab.nodes)
+                           for queue in (stage.pool, stage.retry, stage.dead)),
+               60, "all members of the queues to be online")
+
+
+@row("cluster: the leader's node killed, then another after it is back, under load",
+     parts="cluster")
+def node_killed(stage: Stage) -> None:
+    two_listeners(stage)
+    with stage.load(seconds=stage.pick(45, 120)):
+        for number in range(2):
+            node = leader(stage, stage.pool)
+            node.kill()
+            before = stage.done
+            stage.see(f"{'another' if number else 'the leader'} was gone", not node.running)
+            wait_until(lambda: stage.done > before, 60, "deletions without it")  # noqa: B023
+            bring_back(node, stage)
+        stage.repaired()
+
+
+@row("cluster: one of two listeners killed, under load", parts="cluster")
+def listener_killed_of_two(stage: Stage) -> None:
+    first, _ = two_listeners(stage)
+    with stage.load(seconds=stage.pick(4, 20)):
+        wait_until(lambda: "deleted instance=" in first.log, 20, "the first one to delete")
+        first.kill()
+        stage.see("it was at work, and is gone", first.process.returncode == -signal.SIGKILL)
+        stage.repaired()
+
+
+@row("cluster: one listener and one node killed together, under load", parts="cluster")
+def listener_and_node_killed(stage: Stage) -> None:
+    first, _ = two_listeners(stage)
+    with stage.load(seconds=stage.pick(30, 60)):
+        wait_until(lambda: "deleted instance=" in first.log, 20, "the first one to delete")
+        node = leader(stage, stage.pool)
+        first.kill()
+        node.kill()
+        stage.see("both are gone", first.process.returncode == -signal.SIGKILL
+                  and not node.running)
+        before = stage.done
+        wait_until(lambda: stage.done > before, 60, "deletions without them")
+        bring_back(node, stage)
+        stage.repaired()
+
+
+@row("cluster: one of two listeners always answered 400", parts="cluster")
+def one_refused(stage: Stage) -> None:
+    refusing = stage.stack.enter_context(RoleApi())
+    refusing.fault = Status(400)
+    stage.listen()
+    stage.listen(stage.settings(refusing))
+    with stage.load(seconds=stage.pick(15, 120)) as load:
+        load.join()
+    stage.repaired()
+    stage.settle()
+    stage.see(f"{len(refusing.requests)} × 400", len(refusing.requests) > 3)
+    waited = {request.cuk: request.ended - stage.published[request.cuk]
+              for request in stage.api.requests if request.ended and request.status == 204
+              and request.cuk in stage.published}
+    stage.see(f"longest wait {max(waited.values()):.1f} s")
+    stage.must("no deletion waits longer than a minute", max(waited.values()) < 60)
+
+
+# --- 5. The network ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def behind_proxy(stage: Stage, seconds: float, heartbeat: int = 60
+                 ) -> Iterator[tuple[Proxy, ListenerProcess]]:
+    """A listener that reaches the broker through a proxy, and a load over so many seconds."""
+    proxy = stage.stack.enter_context(Proxy(stage.broker.port))
+    sections = stage.settings(url=stage.broker.url(hosts=[f"127.0.0.1:{proxy.port}"]))
+    sections["oslo_messaging_rabbit"].update(
+        heartbeat_timeout_threshold=heartbeat, rabbit_retry_backoff=0)  # back after 1 s
+    stage.api.delay = 0.005
+    listener = stage.listen(sections)
+    with stage.load(seconds):
+        yield proxy, listener
+
+
+@row("network cut")
+def network_cut(stage: Stage) -> None:
+    with behind_proxy(stage, seconds=8) as (proxy, listener):
+        proxy.refuse()
+        stage.see("connection lost", listener.wait_for_log("connecting again"))
+        pause(stage.pick(3, 20))
+        proxy.accept()
+        stage.repaired()
+
+
+@row("network stalled for longer than the heartbeat")
+def network_stalled(stage: Stage) -> None:
+    with behind_proxy(stage, seconds=10, heartbeat=3) as (proxy, listener):
+        proxy.stall()
+        stage.see("given up by heartbeat", listener.wait_for_log("connecting again", 30))
+        pause(stage.pick(3, 20))
+        proxy.resume()
+        stage.repaired()
+
+
+@row("network slow, 20 kB/s")
+def network_slow(stage: Stage) -> None:
+    with behind_proxy(stage, seconds=4) as (proxy, _):
+        proxy.rate = 20_000
+        began, before = time.monotonic(), proxy.to_client
+        pause(stage.pick(10, 60))
+        rate = (proxy.to_client - before) / (time.monotonic() - began) / 1000
+        stage.see(f"{rate:.0f} kB/s seen", 5 < rate < 25)
+        proxy.rate = None
+        stage.repaired()
+
+
+@row("network cut in the middle of a frame, thirty times in a row")
+def network_cut_in_frame(stage: Stage) -> None:
+    times = stage.pick(10, 30)
+    with behind_proxy(stage, seconds=times * 6) as (proxy, listener):
+        for number in range(1, times + 1):
+            proxy.cut_after(random.Random(number).randrange(500, 4000))
+            listener.wait_for_log("connecting again", 30, number)
+            listener.wait_for_log("connected to the broker", 30, number + 1)
+        stage.see(f"{times} times connected again, {proxy.connections} connections")
+        stage.repaired()
+
+
+# --- 6. The listener ---------------------------------------------------------------------------
+
+
+@row("listener killed (kill -9) ten times, under load")
+def listener_killed(stage: Stage) -> None:
+    ended(stage, lambda listener: listener.kill())
+    stage.must("it died of it", stage.listeners[0].process.returncode is None)
+
+
+@row("SIGTERM to the listener ten times, under load")
+def listener_terminated(stage: Stage) -> None:
+    ended(stage, stage.stop)
+
+
+def ended(stage: Stage, end: Callable[[ListenerProcess], object]) -> None:
+    """End and start the listener again and again, each time in the middle of its work."""
+    stage.api.delay = 0.005
+    listener, times = stage.listen(), stage.pick(5, 10)
+    codes = []
+    with stage.load(seconds=times * 3):
+        for _ in range(times):
+            before = stage.done
+            wait_until(lambda: stage.done > before, 30, "a deletion")  # noqa: B023
+            end(listener)
+            codes.append(listener.process.returncode)
+            listener.start()
+        stage.see(f"{times} times, each after further deletions: exit {sorted(set(codes))}",
+                  len(codes) == times)
+        stage.repaired()
+
+
+@row("listener stopped (SIGSTOP) for longer than the heartbeat, then SIGCONT")
+def listener_stopped(stage: Stage) -> None:
+    sections = stage.settings()
+    sections["oslo_messaging_rabbit"]["heartbeat_timeout_threshold"] = 3
+    stage.api.delay = 0.005
+    listener = stage.listen(sections)
+    with stage.load(seconds=8):
+        missed = len(re.findall("missed heartbeats from client", stage.broker.log()))
+        listener.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: len(re.findall("missed heartbeats from client", stage.broker.log()))
+                   > missed, 30, "the broker to give the listener up")
+        stage.see("the broker missed its heartbeats")
+        pause(stage.pick(1, 20))
+        listener.process.send_signal(signal.SIGCONT)
+        stage.repaired()
+
+
+@row("listener with 100 file descriptors only, 150 attempts at once, connection lost")
+def few_descriptors(stage: Stage) -> None:
+    stage.api.one_at_a_time, stage.api.delay = False, 0.5
+    script = stage.lab.folder / "python-few-descriptors"
+    script.write_text(f'#!/bin/sh\nulimit -n 100\nexec {sys.executable} "$@"\n')
+    script.chmod(0o700)
+    listener = stage.listen(stage.settings(concurrency=150), python=str(script))
+    stage.publish()
+    stage.see("it ran out of them", listener.wait_for_log("Too many open files"))
+    close_connections_of(stage, listener)
+    stage.see("and lost its connection", listener.wait_for_log("CONNECTION_FORCED"))
+    stage.api.delay = 0
+    stage.repaired()
+
+
+def close_connections_of(stage: Stage, listener: ListenerProcess) -> None:
+    """Have the broker close this listener's connections, nobody else's."""
+    ports = {each.laddr.port for each in psutil.Process(listener.process.pid).net_connections()}
+    found = wait_until(lambda: [each["name"] for each in stage.broker.connections()
+                                if each.get("peer_port") in ports], 20, "its connections")
+    for name in found:
+        stage.broker.close_connection(name)
+
+
+@row("disk full under log_file")
+def disk_full(stage: Stage) -> None:
+    disk = stage.lab.folder / "disk"
+    disk.mkdir()
+    sections = stage.settings()
+    sections["DEFAULT"]["log_file"] = disk / "log"
+    listener = stage.listen(sections, python=in_namespace(
+        stage, f"mount -t tmpfs -o size=64k none {disk}",
+        f"! cat /dev/zero >{disk}/full 2>/dev/null"))
+    stage.publish()
+    stage.see("stderr has the reason and the lines",
+              listener.wait_for_log("No space left on device.*deleted instance="))
+
+
+# --- 7. Poison ---------------------------------------------------------------------------------
+
+
+def good_ones(stage: Stage, share: float) -> float:
+    """Publish the row's number, of which so many malformed and as many refused; returns how many
+    seconds the good ones took."""
+    chance = random.Random(7)
+    cuks = [str(uuid.uuid4()) for _ in range(stage.count)]
+    chosen = iter(chance.sample(cuks, int(2 * share * len(cuks))))
+    malformed = {next(chosen) for _ in range(int(share * len(cuks)))}
+    stage.api.refused_cuks = set(chosen)
+    began = time.monotonic()
+    publish_fast(stage, (
+        stage.lab.body(cuk)[:-40] if cuk in malformed else stage.lab.body(cuk) for cuk in cuks))
+    for cuk in cuks:
+        stage.published[cuk] = time.monotonic()
+    good = set(cuks) - malformed - stage.api.refused_cuks
+    wait_until(lambda: good <= stage.api.deleted, 120, "the good ones")
+    stage.dead_letters = len(malformed)
+    return time.monotonic() - began
+
+
+@row("poison: 5 % malformed, 5 % always refused, among good ones", parts="alone")
+def poison(stage: Stage) -> None:
+    after = stage.pick(3, 20)
+    listener = stage.listen(stage.settings(dead_letter_after_seconds=after))
+    without = good_ones(stage, 0)
+    seconds = good_ones(stage, 0.05)
+    stage.see(f"the good ones took {seconds:.1f} s, {without:.1f} s without poison")
+    stage.must("10 s more at most", seconds < without + 10)
+    refused = set(stage.api.refused_cuks)
+    wait_until(lambda: stage.depth(stage.dead).total == stage.dead_letters + len(refused),
+               after + 60, "dead letters")
+    stage.see(f"{stage.dead_letters} malformed and {len(refused)} refused became dead letters")
+    stage.api.refused_cuks = set()
+    stage.repaired()
+    replay = subprocess.run([sys.executable, str(PROGRAM), "-c", str(listener.settings),
+                             "dead-letters", "--replay"], capture_output=True, text=True,
+                            check=False, timeout=120)
+    stage.must(f"dead-letters --replay ends with 0: {replay.stderr[-300:]}",
+               replay.returncode == 0)
+    wait_until(lambda: refused <= stage.api.deleted, 60, "the replayed ones")
+
+
+# --- 8. A day ----------------------------------------------------------------------------------
+
+
+@row("a day's outage: the API down while 50,000 notifications pass, 1 in 50 a deletion",
+     parts="alone")
+def day(stage: Stage) -> None:
+    total, share = stage.pick(10_000, 50_000), 50
+    stage.count = total // share
+    listener = stage.listen()
+    stage.publish(5)
+    stage.wait_until_deleted()
+    others = stage.lab.corpus[5:10]
+    stage.api.fault = Status(503)
+    stage.down()
+    load = Load(stage, stage.count - 5)
+    load.bodies = lambda cuk: [*(others * 10)[:share - 1], stage.lab.body(cuk)]
+    load.start()
+    depths, sizes = [0], [listener.rss()]
+    while load.is_alive():
+        depths.append(stage.depth(stage.pool).total)
+        sizes.append(listener.rss())
+        pause(0.1)
+    stage.wait_until_consumed()
+    sizes.append(listener.rss())
+    waiting = stage.depth(stage.retry).total
+    stage.see(f"{waiting} waited in the retry queue", waiting == stage.count - 5)
+    stage.see(f"{total} notifications, at most {max(depths)} in their queue, {len(depths)} looks")
+    grown = (max(sizes) - sizes[len(sizes) // 5]) / 1e6
+    stage.see(f"resident {max(sizes) / 1e6:.1f} MB, grown by {grown:.1f} MB")
+    stage.must("never more than 400", max(depths) <= 400)
+    stage.must("memory is flat", grown < 3)
+    stage.api.fault = None
+    stage.repaired()
+
+
+# --- 9. Rubbish --------------------------------------------------------------------------------
+
+
+def mutated(stage: Stage, count: int, expected: Counter[Any]) -> Iterator[bytes]:
+    """Bodies from `faults_rubbish`; at their end the deletions they lead to are in `expected`."""
+    corpus = stage.lab.folder / "corpus"
+    corpus.write_bytes(b"\n".join(map(base64.b64encode, stage.lab.corpus)))
+    command = [sys.executable, "-W", "ignore", "-m", "lab.faults_rubbish", CUK, UNIQUE,
+               str(count), str(stage.pick(500, 5000))]
+    with corpus.open("rb") as lines, subprocess.Popen(
+            command, stdin=lines, stdout=subprocess.PIPE, cwd=PROGRAM.parent) as generator:
+        assert generator.stdout
+        for text in generator.stdout:
+            if text.startswith(b"["):
+                expected.update({(cuk, addresses and tuple(addresses)): times
+                                 for cuk, addresses, times in json.loads(text)})
+            else:
+                yield base64.b64decode(text)
+    assert generator.returncode == 0
+
+
+@row("rubbish: 200,000 mutated bodies, read by oslo.messaging, too", parts="alone")
+def rubbish(stage: Stage) -> None:
+    total = stage.pick(10_000, 200_000)
+    listener = stage.listen()
+    listener.stop()
+    expected: Counter[tuple[str | None, tuple[str, ...] | None]] = Counter()
+    publish_fast(stage, mutated(stage, total, expected))
+    listener.start()
+    stage.repaired()
+    sizes: list[int] = []
+
+    def worked_off() -> bool:
+        sizes.append(listener.rss())
+        return stage.depth(stage.pool).total == 0
+
+    wait_until(worked_off, 60 + total / 100, "all to be worked off")
+    stage.empty_after = time.monotonic() - stage.repaired_at
+    listener.process.send_signal(signal.SIGUSR1)
+    counts = listener.wait_for_log(r"deleted=\d+ failed.*")[-1]
+    deleted, _, ignored, _, dead = (int(number) for number in re.findall(r"=(\d+)", counts))
+    sent = Counter((request.cuk, request.host) for request in stage.api.requests)
+    missing, wrong = expected - sent, sent - expected
+    stage.tally = Tally(total, deleted, 0, stage.depth(stage.dead).total, missing.total(),
+                        sum(times > 1 for times in sent.values()))
+    stage.see(f"oslo.messaging accepts {expected.total()}; {ignored} ignored",
+              0 < expected.total() < total)
+    grown = (max(sizes) - sizes[len(sizes) // 5]) / 1e6
+    stage.see(f"resident {max(sizes) / 1e6:.1f} MB, grown by {grown:.1f} MB")
+    stage.must(f"nothing else is sent, seen {list(wrong)[:3]}", not wrong)
+    stage.must(f"all that oslo.messaging accepts is sent, not {list(missing)[:3]}", not missing)
+    stage.must(f"all accounted for: {counts}", deleted + ignored + dead == total
+               and dead == stage.tally.dead_lettered and deleted == sent.total())
+    stage.must("memory is flat", grown < 3)
+
+
+# --- The command -------------------------------------------------------------------------------
+
+
+def line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(re.sub(r"\s*\n\s*", " ", cell).replace("|", "/") for cell in cells
+                            ) + " |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table as Markdown; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="make faults", description=main.__doc__)
+    parser.add_argument("--quick", action="store_true", help="200 a row, shorter outages")
+    parser.add_argument("--list", action="store_true", help="only name the rows")
+    parser.add_argument("--logs", type=Path, default=Path(tempfile.gettempdir(), "faults"),
+                        help="folder for the listeners' logs (%(default)s)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="a row's name, or how it begins")
+    options = parser.parse_args(arguments)
+    rows = [row for row in ROWS
+            if not options.rows or any(row.name.startswith(name) for name in options.rows)]
+    if options.list or not rows:
+        print(*(f"{row.name:<30}{row.fault}" for row in rows or ROWS), sep="\n")
+        return not rows
+    began = time.monotonic()
+    options.logs.mkdir(parents=True, exist_ok=True)
+    lab = Lab(options.quick, options.logs)
+    with lab.stack:
+        results: dict[str, concurrent.futures.Future[Result]] = {}
+        print(line(COLUMNS), line(["---", *["--:"] * 8, "---"]), sep="\n", flush=True)
+        assert lab.corpus  # the broker is there before rows share it
+        with concurrent.futures.ThreadPoolExecutor(3) as beside:
+            for row in rows:
+                if row.parts == "shared":
+                    results[row.name] = beside.submit(play, lab, row)
+        with concurrent.futures.ThreadPoolExecutor(1) as alone:
+            for row in sorted(rows, key=lambda row: row.parts == "cluster"):
+                if row.parts != "shared":
+                    results[row.name] = alone.submit(play, lab, row)
+            for row in rows:
+                print(line(results[row.name].result().cells), flush=True)
+    short = [row.name for row in rows if results[row.name].result().problems]
+    print(f"\n{len(rows)} rows in {time.monotonic() - began:.0f} s"
+          + (f"; short: {', '.join(short)}" if short else "; none falls short"))
+    return int(bool(short))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Rubbish for `make faults`: mutated real notifications, and what oslo.messaging makes of them.
+
+`bodies` mutates: hypothesis puts any JSON into any place of a real message, or takes a member away,
+and a seeded random mutator then harms bytes, of the body or of the message inside the envelope.
+`Expected` is the oracle, written without the program: oslo.messaging's own deserialiser,
+dispatcher and NotificationFilter, and the rule for what a deletion is.
+
+It is a program of its own, so that hypothesis and oslo.messaging (which imports eventlet) stay out
+of the process that measures:
+
+    python -m lab.faults_rubbish CUK UNIQUE COUNT VARIANTS < corpus > bodies
+
+reads and writes one body a line, in base64, and last a line of JSON: the deletions expected.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import ipaddress
+import json
+import logging
+import random
+import re
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, Optional
+
+import oslo_messaging
+from hypothesis import HealthCheck, given, seed
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from oslo_messaging._drivers import amqp as oslo_amqp
+from oslo_messaging._drivers.common import deserialize_msg
+from oslo_messaging.notify.dispatcher import NotificationDispatcher
+
+#: What a DELETE names: the instance, and the addresses or None for all of it.
+Named = tuple[str, Optional[tuple[str, ...]]]
+
+#: What a mutation puts between two bytes.
+INSERTED = (b'"', b"\\", b"{", b"0", b" ", b"event_type", b"\\u00e9", b"\xff", b"NaN")
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    | st.sampled_from(["port.delete.end", "INFO", "2.0", "10.0.0.9", "compute:nova", "", [], {}]),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(
+        st.text(max_size=10) | st.sampled_from(["port", "fixed_ips", "ip_address", "event_type"]),
+        values, max_size=3),
+    max_leaves=6)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every member in a JSON value."""
+    items: Any = value.items() if isinstance(value, dict) else enumerate(
+        value if isinstance(value, list) else ())
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def variants(corpus: Sequence[bytes], count: int) -> list[bytes]:
+    """So many messages, each with one member replaced or taken away, envelope included."""
+    found: list[bytes] = []
+    envelopes = [json.loads(body) for body in corpus]
+    messages = [json.loads(each.get("oslo.message", "null")) or each for each in envelopes]
+    # what decides, as often as all the rest
+    decisive = {"event_type", "publisher_id", "priority", "payload", "port", "device_id",
+                "device_owner", "fixed_ips", "ip_address", "instance_id", "uuid"}
+    paths = [sorted(places(each), key=lambda path: (path[-1] not in decisive, len(path)))
+             for each in messages]
+    first = [sum(path[-1] in decisive for path in each) for each in paths]
+
+    @seed(4)
+    @hypothesis_settings(max_examples=count, database=None, deadline=None,
+                         suppress_health_check=list(HealthCheck))
+    @given(which=st.integers(0, len(corpus) - 1), place=st.integers(0), common=st.booleans(),
+           gone=st.booleans(), value=JSON, enveloped=st.booleans(),
+           version=st.sampled_from(["2.0"] * 6 + ["2.1", "1.0", "3.0", "", 2]))
+    def collect(which: int, place: int, common: bool, gone: bool, value: Any, enveloped: bool,
+                version: Any) -> None:
+        message = copy.deepcopy(messages[which])
+        path = paths[which][place % (len(paths[which]) if common else first[which])]
+        parent = message
+        for key in path[:-1]:
+            parent = parent[key]
+        if gone:
+            del parent[path[-1]]
+        else:
+            parent[path[-1]] = value
+        text = json.dumps(message, ensure_ascii=common)
+        body = json.dumps({"oslo.version": version, "oslo.message": text}) if enveloped else text
+        found.append(body.encode("utf-8", "surrogatepass"))
+
+    collect()
+    return found
+
+
+def harm(body: bytes, chance: random.Random) -> bytes:
+    """Harm some bytes."""
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        at = chance.randrange(len(body) + 1)
+        to = min(len(body), at + chance.choice((1, 1, 2, 8, 100)))
+        other = chance.choice((
+            bytes([chance.randrange(256)]), chance.choice(INSERTED) + body[at:to], b"",
+            body[at:to] * 2, body[at:to].swapcase()))
+        rest = b"" if chance.random() < 0.05 else body[to:]  # cut off
+        body = body[:at] + other + rest
+    return body
+
+
+def bodies(corpus: Sequence[bytes], cuk: str, unique: str, count: int, structured: int
+           ) -> Iterator[bytes]:
+    """So many bodies, the same ones each time but for the instances' ids.
+
+    Args:
+        corpus: real ones, which name the instance `cuk`; that is replaced by a fresh one each.
+        structured: how many of the variants hypothesis makes.
+    """
+    chance = random.Random(4)
+    seeds = [*variants(corpus, structured), *list(corpus) * (structured // len(corpus))]
+    for _ in range(count):
+        body = chance.choice(seeds).replace(cuk.encode(), str(uuid.uuid4()).encode())
+        body = body.replace(unique.encode(), uuid.uuid4().hex.encode())
+        how = chance.random()
+        if how < 0.4:
+            body = harm(body, chance)
+        elif how < 0.7 and body.startswith(b'{"oslo.version"'):
+            try:
+                envelope = json.loads(body)
+                inner = harm(envelope["oslo.message"].encode("utf-8", "surrogatepass"), chance)
+                body = json.dumps({**envelope, "oslo.message": inner.decode("utf-8", "replace")}
+                                  ).encode("utf-8", "surrogatepass")
+            except (ValueError, KeyError, AttributeError):
+                pass
+        yield body
+
+
+class Expected:
+    """What oslo.messaging and the rules of DESIGN.md lead to: the deletions to be sent."""
+
+    filter_rule = oslo_messaging.NotificationFilter(
+        event_type=r"^port\.delete\.end$", publisher_id="^network.*$")
+
+    def __init__(self) -> None:
+        self.deletions: Counter[Named] = Counter()
+        self._dispatcher = NotificationDispatcher([self], oslo_messaging.NoOpSerializer())
+        logging.getLogger("oslo_messaging").setLevel(logging.CRITICAL)
+
+    def read(self, body: bytes) -> bytes:
+        """Take one body into account; returns it."""
+        try:
+            message = deserialize_msg(json.loads(body.decode()))
+            context = oslo_amqp.unpack_context(message).to_dict()
+            self._dispatcher.dispatch(SimpleNamespace(ctxt=context, message=message))
+        except Exception:  # oslo.messaging trips over it: no deletion
+            pass
+        return body
+
+    def info(self, _context: Any, _publisher_id: str, _event_type: str, payload: Any,
+             _metadata: Any) -> None:
+        """Called by oslo.messaging's dispatcher for what its filter accepts."""
+        deletion = wanted(payload)
+        if deletion:
+            self.deletions[deletion] += 1
+
+
+def wanted(payload: Any) -> Named | None:
+    """The deletion that a payload leads to."""
+    if not isinstance(payload, dict):
+        return None
+    if "port" in payload:
+        port = payload["port"]
+        if not isinstance(port, dict):
+            return None
+        owner, cuk, ips = port.get("device_owner"), port.get("device_id"), port.get("fixed_ips")
+        if not (owner is None or (isinstance(owner, str) and owner.startswith("compute:"))):
+            return None
+        if not isinstance(ips, list) or not ips:
+            return None
+        addresses: Any = [ip.get("ip_address") if isinstance(ip, dict) else None for ip in ips]
+        if not all(isinstance(each, str) and is_address(each) for each in addresses):
+            return None
+        return canonical(cuk, tuple(addresses))
+    if "port_id" in payload:
+        return None
+    if "nova_object.data" in payload:
+        data = payload["nova_object.data"]
+        return canonical(data.get("uuid"), None) if isinstance(data, dict) else None
+    return canonical(payload.get("instance_id"), None)
+
+
+def is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def canonical(cuk: Any, addresses: tuple[str, ...] | None) -> Named | None:
+    """A UUID as K2HR3 registers it: any case, dashes in their places or none at all."""
+    if not isinstance(cuk, str):
+        return None
+    parts = cuk.split("-")
+    if [len(part) for part in parts] not in ([8, 4, 4, 4, 12], [32]):
+        return None
+    if not re.fullmatch("[0-9a-fA-F]{32}", "".join(parts)):
+        return None
+    return str(uuid.UUID(cuk)), addresses
+
+
+def main() -> None:
+    cuk, unique, count, structured = sys.argv[1:]
+    corpus = [base64.b64decode(line) for line in sys.stdin]
+    expected = Expected()
+    for body in bodies(corpus, cuk, unique, int(count), int(structured)):
+        print(base64.b64encode(expected.read(body)).decode())
+    print(json.dumps([[*named, times] for named, times in expected.deletions.items()]))
+
+
+if __name__ == "__main__":
+    main()

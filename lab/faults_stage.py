@@ -1,0 +1,484 @@
+"""What `make faults` plays a row on: its parts, what it publishes, how it counts and judges.
+
+A `Stage` has a Role API, queues and listeners of its own; broker and cluster are the `Lab`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pika
+from pika import exceptions as amqp
+
+from lab import wait_until
+from lab.broker import Broker, Depth, cluster
+from lab.certificates import Certificates
+from lab.listener import ListenerProcess, settings
+from lab.notifier import Notifier, compute_instance, instance, noise, port
+from lab.role_api import RoleApi
+
+#: The settings of each row, seconds; the listener's own are 60 and 60.
+TIMEOUT, INTERVAL = 2, 5
+
+#: Stands in captured bodies for the instance and for oslo's `_unique_id`.
+CUK, UNIQUE = "5f0b3c9e-7a41-4d26-8e1f-c0ffee00cafe", "0123456789abcdef0123456789abcdef"
+ADDRESS = "10.0.0.5"
+KEY = "notifications.info"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault: its name on the command line, what it is, and what provokes and repairs it."""
+
+    name: str
+    fault: str
+    run: Callable[[Stage], None]
+    parts: str = "shared"  # a broker beside other rows; "alone"; "cluster": that, alone
+    durable: bool = True  # the exchange
+    judged: bool = True  # not: for comparison only
+
+
+class Lab:
+    """What rows share: a broker, a cluster, certificates, and bodies as oslo.messaging sends them;
+    each made when it is first wanted."""
+
+    def __init__(self, quick: bool, logs: Path) -> None:
+        self.quick, self.logs = quick, logs
+        self.stack = ExitStack()
+        self.asking = threading.Lock()  # two erl_call at once get in each other's way
+        self._lock = threading.RLock()
+        self._parts: dict[str, Any] = {}
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if name not in self._parts:
+                self._parts[name] = make()
+            return self._parts[name]
+
+    @property
+    def broker(self) -> Broker:
+        broker: Broker = self._once("broker", lambda: self.stack.enter_context(Broker()))
+        return broker
+
+    @property
+    def nodes(self) -> list[Broker]:
+        nodes: list[Broker] = self._once("nodes", lambda: self.stack.enter_context(cluster(3)))
+        return nodes
+
+    @property
+    def folder(self) -> Path:
+        folder: str = self._once("folder", lambda: self.stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="k2hr3_osnl.faults.")))
+        return Path(folder)
+
+    @property
+    def certificates(self) -> Certificates:
+        made: Certificates = self._once(
+            "certificates", lambda: Certificates(self.folder / "certificates"))
+        return made
+
+    @property
+    def corpus(self) -> list[bytes]:
+        """Real bodies, envelope 2.0 and 1.0: deletions of `CUK` first, of a port foremost."""
+        bodies: list[bytes] = self._once("corpus", self._capture)
+        return bodies
+
+    def _capture(self) -> list[bytes]:
+        events = [("port.delete.end", port(CUK, [ADDRESS])),
+                  ("port.delete.end", port(CUK, ["2001:db8::5", ADDRESS])),
+                  ("port.delete.end", port(CUK, [ADDRESS], device_owner=...)),
+                  ("instance.delete.end", instance(CUK)),
+                  ("compute.instance.delete.end", compute_instance(CUK)), *noise()]
+        found: list[bytes] = []
+        for driver in ("messagingv2", "messaging"):
+            exchange = f"corpus-{driver}"
+            with Notifier(self.broker.url(), exchange, driver=driver) as service:
+                service.notify_many(events)
+                found += [message.body for message in self.broker.messages(KEY, take=True)]
+                assert service.errors == []
+                self.broker.delete_queue(KEY)
+                self.broker.delete_exchange(exchange)
+        assert len(found) == 2 * len(events)
+        return [re.sub(rb'(_unique_id\W+)[0-9a-f]{32}', rb"\g<1>" + UNIQUE.encode(), body)
+                for body in found]
+
+    def body(self, cuk: str) -> bytes:
+        """The deletion of a port of this instance."""
+        return named(self.corpus[0], cuk)
+
+
+def named(body: bytes, cuk: str) -> bytes:
+    """A captured body, of this instance and with a `_unique_id` of its own."""
+    return body.replace(CUK.encode(), cuk.encode()).replace(
+        UNIQUE.encode(), uuid.uuid4().hex.encode())
+
+
+class Shortfall(AssertionError):
+    """What a row must not do."""
+
+
+class Tally(NamedTuple):
+    """The figures that a row is judged by."""
+
+    published: int
+    deleted: int
+    left: int  # in the retry queue
+    dead_lettered: int
+    lost: int
+    twice: int  # deleted more than once
+
+
+class Stage:
+    """One row's Role API, listeners and queues; counts what happens to what it publishes."""
+
+    def __init__(self, lab: Lab, row: Row) -> None:
+        self.lab, self.row, self.quick = lab, row, lab.quick
+        self.exchange, self.pool = f"exchange-{row.name}", f"pool-{row.name}"
+        self.retry, self.dead = f"{self.pool}.retry", f"{self.pool}.dead_letter"
+        self.stack = ExitStack()
+        self.api = self.stack.enter_context(RoleApi())
+        self.apis = [self.api]
+        self.listeners: list[ListenerProcess] = []
+        self.published: dict[str, float] = {}  # cuk -> monotonic time of its confirm
+        self.seen: list[str] = []
+        self.count = 200 if self.quick else 2000  # to be published
+        self.dead_letters = 0  # expected
+        self.tally: Tally | None = None
+        self.down_requests: int | None = None
+        self.repaired_at = 0.0
+        self.empty_after: float | None = None
+        self._down_since: int | None = None
+        self._declare()
+
+    @property
+    def broker(self) -> Broker:
+        """The broker, or a node of the cluster that runs."""
+        if self.row.parts != "cluster":
+            return self.lab.broker
+        return next(node for node in self.lab.nodes if node.running)
+
+    def pick(self, quick: Any, full: Any) -> Any:
+        """A figure of the quick and of the full form."""
+        return quick if self.quick else full
+
+    def _declare(self) -> None:
+        with contextlib.closing(self.broker.amqp()) as connection:
+            connection.channel().exchange_declare(self.exchange, "topic", durable=self.row.durable)
+
+    def settings(self, api: RoleApi | None = None, url: str = "", **k2hr3: object
+                 ) -> dict[str, dict[str, object]]:
+        url = url or self.broker.url(hosts=[node.address for node in self.lab.nodes]
+                                     if self.row.parts == "cluster" else None)
+        made = settings(url, (api or self.api).url, **{
+            "timeout_seconds": TIMEOUT, "retry_interval_seconds": INTERVAL, **k2hr3})
+        made["oslo_messaging_notifications"].update(exchange=self.exchange, pool=self.pool)
+        made["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = self.row.parts == "cluster"
+        return made
+
+    def listen(self, sections: Any = None, hold: float = 0, **options: Any) -> ListenerProcess:
+        """Start a listener and wait until its queue is bound.
+
+        Args:
+            sections: its settings; by default the stage's own.
+            hold: another `Listener.hold_seconds`.
+        """
+        if hold:
+            options["driver"] = ("import sys, k2hr3_osnl; k2hr3_osnl.Listener.hold_seconds = "
+                                 f"{hold}; sys.exit(k2hr3_osnl.main())")
+        listener = self.stack.enter_context(
+            ListenerProcess(sections or self.settings(), **options))
+        self.listeners.append(listener)
+        wait_until(lambda: self.broker.bindings(self.pool), 30, f"{self.pool} to be bound")
+        return listener
+
+    def publish(self, count: int = 0) -> None:
+        """Publish so many deletions, by default what is left of the row's number."""
+        Load(self, count or self.count - len(self.published)).run()
+
+    @contextlib.contextmanager
+    def load(self, seconds: float) -> Iterator[Load]:
+        """Publish the row's number over about so many seconds, and what is left at the end."""
+        count = self.count - len(self.published)
+        load = Load(self, count, count / seconds)
+        load.start()
+        try:
+            wait_until(lambda: self.done > count / 50, 20, "the first deletions")
+            yield load
+        finally:
+            load.rate = None
+            load.join()
+        if load.error:
+            raise load.error
+
+    @property
+    def deleted(self) -> set[str]:
+        """What was published and deleted."""
+        return {cuk for api in self.apis for cuk in api.deleted} & self.published.keys()
+
+    @property
+    def done(self) -> int:
+        return len(self.deleted)
+
+    def queues(self) -> dict[str, Depth]:
+        with self.lab.asking:
+            return self.broker.queues()
+
+    def depth(self, queue: str) -> Depth:
+        return self.queues().get(queue, Depth(0, 0))
+
+    # What happens
+
+    def see(self, what: str, really: object = True) -> None:
+        """Say how the fault was seen to be there; a row that did not see it falls short."""
+        if not really:
+            raise Shortfall(f"not provoked: {what}")
+        self.seen.append(what)
+
+    def must(self, what: str, really: object) -> None:
+        """Say what a row has to be like, beside losing nothing."""
+        if not really:
+            raise Shortfall(f"not so: {what}")
+
+    def down(self) -> None:
+        """The API is out of order from now on."""
+        self._down_since = len(self.api.requests)
+
+    def repaired(self) -> None:
+        """All is well again from now on."""
+        if self._down_since is not None:
+            self.down_requests = len(self.api.requests) - self._down_since
+        self._down_since = None
+        self.repaired_at = time.monotonic()
+
+    def stop(self, listener: ListenerProcess) -> None:
+        """SIGTERM; its deadline is `timeout_seconds` + 1 s, and a busy machine has 5 s more."""
+        began = time.monotonic()
+        code = listener.stop(30)
+        took = time.monotonic() - began
+        self.must(f"exit 0 in time, seen {code} after {took:.1f} s",
+                   code == 0 and took < TIMEOUT + 6)
+
+    def wait_until_deleted(self, what: str = "all deletions", timeout: float = 0) -> None:
+        wait_until(lambda: self.published.keys() <= self.deleted, timeout or self.patience, what)
+
+    def wait_until_consumed(self, timeout: float = 40) -> None:
+        """Wait until the notification queue is empty, which may not depend on the Role API."""
+        wait_until(lambda: self.depth(self.pool).total == 0, timeout, "the empty queue")
+
+    @property
+    def patience(self) -> float:
+        """Seconds after a repair in which everything has to be over."""
+        return 2 * INTERVAL + 60 + len(self.published) / 20
+
+    def settle(self) -> None:
+        """Wait until all is deleted and the queues are empty."""
+        self.repaired_at = self.repaired_at or time.monotonic()
+
+        def settled() -> bool:
+            depths = self.queues()
+            return (len(self.published) - self.done <= depths[self.dead].total
+                    and depths[self.pool].total == depths[self.retry].total == 0)
+
+        try:
+            wait_until(settled, self.patience, "empty queues")
+        except AssertionError as error:
+            raise Shortfall(str(error)) from None
+        self.empty_after = time.monotonic() - self.repaired_at
+
+    def in_queues(self) -> set[str]:
+        """The instances whose deletions are ready in a queue of ours."""
+        queues = self.queues().keys() & {self.pool, self.retry, self.dead}
+        bodies = [message.body for queue in queues for message in self.broker.messages(queue)]
+        return {cuk for cuk in self.published if any(cuk.encode() in body for body in bodies)}
+
+    def judge(self) -> list[str]:
+        """Return what falls short; called when the listeners have ended."""
+        problems = []
+        if self.tally is None:
+            depths = self.queues()
+            missing = self.published.keys() - self.deleted
+            self.tally = tally = Tally(
+                len(self.published), self.done, depths.get(self.retry, Depth(0, 0)).total,
+                depths.get(self.dead, Depth(0, 0)).total,
+                len(missing - self.in_queues()) if missing else 0,
+                sum(sum(api.deletions[cuk] for api in self.apis) > 1 for cuk in self.published))
+            if not self.row.judged:
+                return []
+            if tally.lost:
+                problems.append(f"{tally.lost} lost")
+            if tally.left:
+                problems.append(f"{tally.left} left in the retry queue")
+            if tally.dead_lettered != self.dead_letters:
+                problems.append(f"{tally.dead_lettered} dead letters, not {self.dead_letters}")
+            if tally.published < self.count:
+                problems.append(f"{tally.published} published, not {self.count}")
+        if not self.seen:
+            problems.append("nobody saw the fault")
+        for listener in self.listeners:
+            problems += sorted(set(re.findall(r"Traceback.*|.*unexpected; connecting again.*",
+                                              listener.log)))
+        return problems
+
+    def close(self) -> None:
+        """End what is left of it, and remove its queues and its exchange."""
+        self.stack.close()
+        with contextlib.suppress(Exception):
+            for queue in self.queues().keys() & {self.pool, self.retry, self.dead}:
+                self.broker.delete_queue(queue)
+            self.broker.delete_exchange(self.exchange)
+
+
+class Load(threading.Thread):
+    """Publishes deletions, each confirmed by the broker, through every trouble it has.
+
+    What is returned or refused is published again. An instance whose confirm never came, because
+    the connection went, may or may not be in the queue: it does not count, another takes its place.
+
+    Args:
+        rate: a second, None for as fast as it goes; may be changed any time.
+    """
+
+    def __init__(self, stage: Stage, count: int, rate: float | None = None) -> None:
+        super().__init__(daemon=True)
+        self.stage, self.count, self.rate = stage, count, rate
+        self.running = threading.Lock()  # hold it to have a break
+        self.bodies: Callable[[str], Iterable[bytes]] = lambda cuk: [stage.lab.body(cuk)]
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._publish()
+        except BaseException as error:
+            self.error = error
+            if threading.current_thread() is not self:
+                raise
+
+    def _publish(self) -> None:
+        connection: Any = None
+        properties = pika.BasicProperties(content_type="application/json", delivery_mode=2,
+                                          content_encoding="utf-8")
+        published, cuk, deadline = 0, str(uuid.uuid4()), time.monotonic() + 900
+        due = time.monotonic()
+        while published < self.count:
+            if time.monotonic() > deadline:
+                raise Shortfall(f"only {published} of {self.count} could be published")
+            try:
+                if connection is None:
+                    connection = self.stage.broker.amqp()
+                    channel = connection.channel()
+                    channel.confirm_delivery()
+                with self.running:
+                    self.stage.api.register(cuk, ADDRESS)
+                    for body in self.bodies(cuk):
+                        channel.basic_publish(self.stage.exchange, KEY, body, properties, True)
+                    self.stage.published[cuk] = time.monotonic()
+                published, cuk = published + 1, str(uuid.uuid4())
+            except (amqp.UnroutableError, amqp.NackError):
+                time.sleep(0.2)  # no queue is bound now, as when an exchange is new
+            except (amqp.AMQPError, OSError, StopIteration):
+                with contextlib.suppress(Exception):
+                    connection.close()
+                connection, cuk = None, str(uuid.uuid4())
+                time.sleep(0.2)  # a broker that is away is asked five times a second
+            due = max(due + 1 / self.rate, time.monotonic() - 0.1) if self.rate else 0.0
+            if due > time.monotonic():
+                time.sleep(due - time.monotonic())  # the pace
+        if connection:
+            connection.close()
+
+
+def publish_fast(stage: Stage, bodies: Iterable[bytes]) -> int:
+    """Publish at the broker's pace: 500 are under way before their confirms; returns how many."""
+    under_way: set[int] = set()
+    returned: list[Any] = []
+    count = 0
+
+    def confirmed(frame: Any) -> None:
+        tag = frame.method.delivery_tag
+        assert type(frame.method).__name__ == "Ack"
+        if frame.method.multiple:
+            under_way.difference_update({each for each in under_way if each <= tag})
+        else:
+            under_way.discard(tag)
+
+    with contextlib.closing(stage.broker.amqp()) as connection:
+        channel: Any = connection.channel()
+        ready: list[Any] = []
+        channel._impl.confirm_delivery(confirmed, ready.append)  # pika's own waits for each
+        channel.add_on_return_callback(lambda *message: returned.append(message))
+        while not ready:
+            connection.process_data_events(1)
+        for body in bodies:
+            count += 1
+            under_way.add(count)
+            channel.basic_publish(stage.exchange, KEY, body,
+                                  pika.BasicProperties(delivery_mode=2), True)
+            while len(under_way) > 500:
+                connection.process_data_events(1)
+        while under_way:
+            connection.process_data_events(1)
+    assert not returned
+    return count
+
+
+def pause(seconds: float) -> None:
+    """Let a fault last; the only wait here that waits for nothing else."""
+    time.sleep(seconds)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a row: its line of the table, and what falls short."""
+
+    cells: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def play(lab: Lab, row: Row) -> Result:
+    """Run one row from its empty queues to its judgement."""
+    began, problems = time.monotonic(), []
+    stage = Stage(lab, row)
+    try:
+        row.run(stage)
+        if row.judged and stage.empty_after is None:
+            stage.settle()
+        for listener in stage.listeners:
+            if listener.process.poll() is None and row.judged:
+                stage.stop(listener)
+            elif listener.process.poll() is None:
+                listener.kill()
+    except Exception as error:
+        problems.append(f"{type(error).__name__}: {str(error).splitlines()[0][:300]}")
+        if not isinstance(error, AssertionError):
+            traceback.print_exc()
+    for listener in stage.listeners:
+        if listener.process.poll() is None:
+            listener.kill()
+    try:
+        problems += stage.judge()
+    except Exception as error:
+        problems.append(f"could not be judged: {type(error).__name__}: {error}")
+    for number, listener in enumerate(stage.listeners):
+        (lab.logs / f"{row.name}.{number}").write_text(listener.log)
+    stage.close()
+    print(f"{'SHORT' if problems else 'ok   '} {row.name}, {time.monotonic() - began:.0f} s",
+          *problems, *([f"its log: {lab.logs}/{row.name}.*"] if problems else []),
+          sep="\n      ", file=sys.stderr, flush=True)
+    tally = stage.tally or Tally(len(stage.published), stage.done, 0, 0, 0, 0)
+    return Result((row.fault, *map(str, tally),
+                   "–" if stage.down_requests is None else str(stage.down_requests),
+                   "–" if stage.empty_after is None else f"{stage.empty_after:.1f}",
+                   "; ".join((*stage.seen, *(f"**{problem}**" for problem in problems)))),
+                  tuple(problems))
