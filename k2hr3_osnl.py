@@ -817,11 +817,13 @@ class RoleApi:
         self._timeout = urllib3.Timeout(total=options.timeout_seconds)
         self._pool: Any
         if url.scheme == "https":
+            context = tls_context("[k2hr3] ca_file, cert_file, key_file", options.ca_file,
+                                  options.cert_file, options.key_file,
+                                  verify=not options.allow_self_signed_cert)
+            # urllib3 matches the name itself then; else its 1.26 fails for an address as host
+            context.check_hostname = False
             self._pool = urllib3.HTTPSConnectionPool(
-                url.hostname or "", url.port, maxsize=options.concurrency,
-                ssl_context=tls_context("[k2hr3] ca_file, cert_file, key_file", options.ca_file,
-                                        options.cert_file, options.key_file,
-                                        verify=not options.allow_self_signed_cert))
+                url.hostname or "", url.port, maxsize=options.concurrency, ssl_context=context)
             if options.allow_self_signed_cert:  # warned of at start, not at each connection
                 self._pool.cert_reqs = "CERT_NONE"
                 urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
@@ -845,7 +847,8 @@ class RoleApi:
             if not response.closed:  # more of a body than is of use
                 response.close()
             response.release_conn()
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError,
+                ValueError) as error:
             timed_out = isinstance(error, (urllib3.exceptions.TimeoutError, socket.timeout)) and (
                 not isinstance(error, urllib3.exceptions.NewConnectionError))
             what = re.sub(r"<[^>]*>: |HTTPS?Connection\w*\([^)]*\): ", "", str(error))
@@ -1813,7 +1816,8 @@ def _check_broker(config: Config, connection: pika.BlockingConnection,
         counts = queue(name, "missing; the listener makes it when it starts")
         if counts:
             row("warn" if counts.message_count else "ok", f"queue {name}",
-                f"{counts.message_count} {waiting}" if counts.message_count else "empty")
+                f"{counts.message_count} {waiting}" if counts.message_count else
+                "none ready; a listener may hold some" if counts.consumer_count else "empty")
 
 
 def _declare_passively(exchange: str, channel: BlockingChannel) -> None:
@@ -1902,6 +1906,9 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
     --replay moves each back to the queue it came from, once that is confirmed; look at the ages
     first: an instance may have the same address again by now. --drop discards them.
     """
+    if arguments.replay and arguments.drop:
+        print("k2hr3_osnl: dead-letters: either --replay or --drop", file=sys.stderr)
+        return 2
     name, failed, progress = f"{config.queue}.dead_letter", 0, Progress()
     with broker(config) as connection:
         channel = connection.channel()
@@ -1939,6 +1946,8 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
     """
     lines = [" ".join([arguments.instance, *arguments.ip])]
     if arguments.instance == "-":
+        for stream in (sys.stdin, sys.stdout):  # what is no UTF-8 is printed as it came
+            cast(Any, stream).reconfigure(errors="surrogateescape")
         lines = [line.strip() for line in sys.stdin if line.strip()]
     api, breaker = RoleApi(config.k2hr3), Breaker(config.k2hr3.retry_interval_seconds)
     failed, progress = [], Progress()

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import email.utils
 import http.client
+import importlib
 import itertools
 import json
 import os
@@ -41,7 +42,7 @@ import pika
 import psutil
 import pytest
 import urllib3
-from hypothesis import HealthCheck, Phase, given
+from hypothesis import HealthCheck, Phase, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from oslo_config import cfg, types
@@ -597,7 +598,10 @@ def test_transport_urls_are_read_as_oslo_messaging_reads_them(
     netloc = ",".join(f"{user}:{password}@{host}:{port}" for user, password, host, port in hosts)
     url = f"rabbit://{netloc}{path}{query}"
 
-    oslo = oslo_messaging.TransportURL.parse(cfg.ConfigOpts(), url)
+    try:
+        oslo = oslo_messaging.TransportURL.parse(cfg.ConfigOpts(), url)
+    except ValueError:
+        assume(False)  # older Pythons refuse an address in brackets beside a name
 
     assert hosts_of(url) == [(host.hostname, host.port, host.username, host.password,
                               oslo.virtual_host or "/") for host in oslo.hosts]
@@ -1419,7 +1423,7 @@ def test_the_apis_certificate_is_verified(
             verifying.delete(PORT)
         else:
             error = failure(verifying)
-            assert "certificate" in str(error).lower()
+            assert re.search("certificate|'127.0.0.1' doesn't match", str(error), re.I)
             assert (error.status, error.timed_out, api.requests) == (None, False, [])
         # Then without verifying it works
         client(api.url, allow_self_signed_cert=True).delete(PORT)
@@ -1557,6 +1561,9 @@ def test_importing_has_no_side_effects_and_needs_pika_and_urllib3_only(tmp_path:
     # Given an interpreter that finds nothing but the standard library, these two and the module
     for module in (pika, urllib3):
         shutil.copytree(Path(str(module.__file__)).parent, tmp_path / module.__name__)
+    if not (tmp_path / "urllib3" / "packages" / "six.py").exists():  # taken out by Debian
+        with suppress(ImportError):
+            shutil.copy(str(importlib.import_module("six").__file__), tmp_path)
     shutil.copy(PROGRAM, tmp_path)
 
     done = subprocess.run(
@@ -2881,7 +2888,7 @@ def server_context(pair: Pair, client_ca: Path | None = None) -> ssl.SSLContext:
     ({"ca_file": "CA"}, "server", True, "certificate required|Connection aborted"),
     ({"ca_file": "OTHER CA"}, "server", False, "CERTIFICATE_VERIFY_FAILED"),
     ({}, "server", False, "CERTIFICATE_VERIFY_FAILED"),
-    ({"ca_file": "CA"}, "other_host", False, "not valid for '127.0.0.1'"),
+    ({"ca_file": "CA"}, "other_host", False, "'127.0.0.1' doesn't match"),
     ({"ca_file": "CA"}, "expired", False, "expired"),
 ])
 def test_tls_to_the_role_api(
@@ -3552,7 +3559,8 @@ def cloud(broker: Broker, api: RoleApi) -> Sections:
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a command to its end with the given settings; a traceback fails the test."""
     def run(sections: Sections, *arguments: str, given: str | bytes = "", timeout: float = 60,
-            environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+            environment: Mapping[str, str] | None = None, debug: bool = False
+            ) -> subprocess.CompletedProcess[str]:
         file = write_settings(tmp_path / "k2hr3_osnl.ini", sections)
         done = subprocess.run(
             [sys.executable, str(PROGRAM), "-c", str(file), *arguments], cwd=tmp_path,
@@ -3561,7 +3569,8 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         found = subprocess.CompletedProcess(
             done.args, done.returncode, *(
                 text.decode(errors="replace") for text in (done.stdout, done.stderr)))
-        assert "Traceback" not in found.stdout + found.stderr, found.stderr
+        if not debug:  # where pika logs them
+            assert "Traceback" not in found.stdout + found.stderr, found.stderr
         return found
     return run
 
@@ -3771,10 +3780,10 @@ def unknown_option(broker: Broker, api: RoleApi, sections: Sections) -> None:
 
 CONDITIONS = [
     (nothing, f"queue {POOL}", "warn", "0 consumers", 0),
-    (no_exchange, "exchange neutron", "fail", "missing.*control_exchange.*driver", 1),
+    (no_exchange, "exchange neutron", "fail", "control_exchange.*driver", 1),
     (no_queues, f"queue {POOL}", "warn", "missing.*listener makes it", 0),
     (no_queues, f"queue {RETRY}", "warn", "missing", 0),
-    (not_durable, f"queue {POOL}", "warn", "not durable: a restart of the broker loses", 0),
+    (not_durable, f"queue {POOL}", "warn", "not durable.*restart of the broker loses", 0),
     (unconsumed_default_queue, "queue notifications.info", "warn",
      "1 ready and no consumer.*grows until the broker stops.*pool.*max-length", 0),
     (waiting_messages, f"queue {RETRY}", "warn", "^2 ", 0),
@@ -3901,7 +3910,7 @@ def test_emit_refuses_and_creates_nothing_where_the_exchange_is_missing(
     before = set(broker.queues()), set(broker.exchanges())
     done = command(cloud, "emit", "neutron")
     assert done.returncode == 1
-    assert "exchange neutron" in done.stderr
+    assert re.search("exchange '?neutron", done.stderr)
     assert (set(broker.queues()), set(broker.exchanges())) == before
 
 
@@ -4194,7 +4203,7 @@ def test_no_password_shows_in_processes_logs_or_output(
         listener.stop()
         shown.append(listener.log)
     for arguments in (["check"], ["check", "--json"], ["emit", "neutron"], ["dead-letters"]):
-        done = command(cloud, *arguments)
+        done = command(cloud, *arguments, debug=True)
         shown += [done.stdout, done.stderr]
     broker.delete_user("secretive")
     assert re.search("pika", shown[0]), "the libraries logged nothing"
