@@ -92,13 +92,18 @@ def the_broker() -> Iterator[Broker]:
 @pytest.fixture
 def broker(the_broker: Broker) -> Broker:
     """The RabbitMQ, without queues and exchanges of an earlier test."""
-    the_broker.start()
-    for name in the_broker.queues():
-        the_broker.delete_queue(name)
-    for name in the_broker.exchanges():
+    return emptied(the_broker)
+
+
+def emptied(broker: Broker) -> Broker:
+    """A broker, running, without queues and exchanges but its own."""
+    broker.start()
+    for name in broker.queues():
+        broker.delete_queue(name)
+    for name in broker.exchanges():
         if name and not name.startswith("amq."):
-            the_broker.delete_exchange(name)
-    return the_broker
+            broker.delete_exchange(name)
+    return broker
 
 
 @pytest.fixture
@@ -2733,13 +2738,7 @@ def the_fragile_broker(certificates: Certificates, served: Pair) -> Iterator[Bro
 @pytest.fixture
 def fragile(the_fragile_broker: Broker) -> Broker:
     """That RabbitMQ, running, with exchange and pool queue as a cloud has them, and empty."""
-    the_fragile_broker.start()
-    for name in the_fragile_broker.queues():
-        the_fragile_broker.delete_queue(name)
-    for name in the_fragile_broker.exchanges():
-        if name and not name.startswith("amq."):
-            the_fragile_broker.delete_exchange(name)
-    declare_neutron(the_fragile_broker)
+    declare_neutron(emptied(the_fragile_broker))
     return the_fragile_broker
 
 
