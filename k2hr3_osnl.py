@@ -531,7 +531,11 @@ def decode(body: bytes, properties: pika.BasicProperties) -> Notification:
     message = _parse_json(_unpack(body, properties))
     if "oslo.version" in message and "oslo.message" in message:
         version, text = message["oslo.version"], message["oslo.message"]
-        if not isinstance(version, str) or version.partition(".")[0] != "2":
+        try:  # minor versions are compatible, newer ones, too
+            major, _minor = map(int, version.split(".")[:2])
+        except (AttributeError, ValueError):
+            major = 0
+        if major != 2:
             raise MalformedNotification(f"envelope version {version!r} is not 2.x")
         if not isinstance(text, str):
             raise MalformedNotification("oslo.message is not a text")
@@ -999,10 +1003,13 @@ class Publisher:
     Not on the consuming one: in a memory alarm a connection that has published is not read any
     more, not even its acks. And a connection that stalls here holds up nothing but copies.
 
+    A failure stops copies for 1, 2, 4 … seconds, until one succeeds. To begin with a long pause
+    would have a queue with a delivery limit drop what comes back often during it.
+
     :param answer: called in this thread with each delivery and why there is no copy ("": there is)
     """
 
-    pause_seconds, idle_seconds = 30.0, 5.0
+    longest_pause, idle_seconds = 30.0, 5.0
 
     def __init__(self, hosts: list[pika.ConnectionParameters],
                  answer: Callable[[Delivery, str], None]) -> None:
@@ -1011,7 +1018,8 @@ class Publisher:
             host.heartbeat = host.blocked_connection_timeout = 10
         self._answer = answer
         self._copies: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._paused: dict[str, float] = {}  # queue, or "" for all -> monotonic end of its pause
+        # queue, or "" for all -> monotonic end of its pause, and seconds of it
+        self._paused: dict[str, tuple[float, float]] = {}
         self._connection: pika.BlockingConnection | None = None
         self._channel: BlockingChannel | None = None
         self._used = 0.0
@@ -1031,7 +1039,7 @@ class Publisher:
                 continue
             if time.monotonic() - self._used > self.idle_seconds:  # nobody sent its heartbeats
                 self._close()
-            paused = max(self._paused.get("", 0.0), self._paused.get(to, 0.0))
+            paused, _ = max(self._paused.get(stopped, (0.0, 0.0)) for stopped in ("", to))
             self._answer(delivery, "copying is paused" if time.monotonic() < paused
                          else self._publish(to, delivery.body, properties))
 
@@ -1043,15 +1051,20 @@ class Publisher:
                 self._channel.confirm_delivery()
             self._used = time.monotonic()
             self._channel.basic_publish("", to, body, properties, mandatory=True)
+            for stopped in ("", to):
+                if self._paused.pop(stopped, None):
+                    LOG.info("copies are made again")
             return ""
         except (amqp.UnroutableError, amqp.NackError) as error:
             stopped, problem = to, explain(error)
         except Exception as error:
             stopped, problem = "", explain(error)
             self._close()
-        self._paused[stopped] = time.monotonic() + self.pause_seconds
-        LOG.error("no copy to %s, held instead; next try in %d s: %s (check the queue, and write "
-                  "permission on amq.default)", to, self.pause_seconds, problem)
+        level = logging.DEBUG if stopped in self._paused else logging.ERROR  # one a trouble
+        pause = min(2 * self._paused.get(stopped, (0.0, 0.5))[1], self.longest_pause)
+        self._paused[stopped] = time.monotonic() + pause, pause
+        LOG.log(level, "no copy to %s, held instead; next try in %d s: %s (check the queue, and "
+                "write permission on amq.default)", to, pause, problem)
         return problem
 
     def _close(self) -> None:
