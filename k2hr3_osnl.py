@@ -96,26 +96,19 @@ class RoleApiError(Error):
 
 
 class Kind(NamedTuple):
-    """What an option accepts, in words, and what reads its text or raises."""
+    """What an option accepts, in words; how its text is read, and whether the value will do.
+
+    Both may raise where it won't.
+    """
 
     accepts: str
     parse: Callable[[str], Any]
-
-
-def _form(accepts: str, pattern: str) -> Kind:
-    def parse(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError
-        return text
-    return Kind(accepts, parse)
+    fits: Callable[[Any], Any] = lambda value: True
 
 
 def _whole(lowest: int, highest: int) -> Kind:
-    def parse(text: str) -> int:
-        if not lowest <= int(text) <= highest:
-            raise ValueError
-        return int(text)
-    return Kind(f"a whole number from {lowest} to {highest}", parse)
+    return Kind(f"a whole number from {lowest} to {highest}", int,
+                lambda number: lowest <= number <= highest)
 
 
 def _parse_rules(text: str) -> Rules:
@@ -123,31 +116,21 @@ def _parse_rules(text: str) -> Rules:
     return tuple((key.strip(), re.compile(regex.strip())) for key, regex in pairs)
 
 
-def _parse_file(text: str) -> str:
-    if text:
-        open(text, "rb").close()
-    return text
+def _is_readable(file: str) -> bool:
+    if file:
+        open(file, "rb").close()
+    return True
 
 
-def _parse_log_file(text: str) -> str:
-    folder = os.path.dirname(text) or "."
-    if text not in STREAMS and (os.path.isdir(text) or not os.access(
-            text if os.path.exists(text) else folder, os.W_OK)):
-        raise ValueError
-    return text
+def _is_writable(file: str) -> bool:
+    place = file if os.path.exists(file) else os.path.dirname(file) or "."
+    return file in STREAMS or (not os.path.isdir(file) and os.access(place, os.W_OK))
 
 
-def _parse_url(text: str) -> str:
+def _is_api_url(url: str) -> bool:
     host = r"https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?"
-    if not re.fullmatch(host + r"(/[!-\"$->@-~]*)?", text):
-        raise ValueError
-    urllib.parse.urlsplit(text).port  # noqa: B018  it raises where there is no such port
-    return text
-
-
-def _parse_transport_url(text: str) -> str:
-    parse_transport_url(text)
-    return text
+    urllib.parse.urlsplit(url).port  # noqa: B018  it raises where there is no such port
+    return re.fullmatch(host + r"(/[!-\"$->@-~]*)?", url) is not None
 
 
 Regex = Optional["re.Pattern[str]"]
@@ -155,20 +138,22 @@ Rules = Tuple[Tuple[str, "re.Pattern[str]"], ...]
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING,
           "error": logging.ERROR, "critical": logging.CRITICAL, "notset": logging.DEBUG}
 STREAMS = ("sys.stderr", "sys.stdout", "")
-LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", _parse_log_file)
-FILE = Kind("a file that can be read", _parse_file)
-LEVEL = _form("one of " + ", ".join(LEVELS), "|".join(LEVELS))
-NAME = _form("a name of 1 to 200 characters", "[!-~]{1,200}")
-POOL = _form("a name of up to 200 characters, or nothing", "[!-~]{0,200}")
-LOGIN = _form("one of AMQPLAIN, PLAIN, EXTERNAL", "(?i)amqplain|plain|external")
+LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", str, _is_writable)
+FILE = Kind("a file that can be read", str, _is_readable)
+LEVEL = Kind("one of " + ", ".join(LEVELS), str, LEVELS.__contains__)
+NAME = Kind("a name of 1 to 200 characters", str, re.compile("[!-~]{1,200}").fullmatch)
+POOL = Kind("a name of up to 200 characters, or nothing", str,
+            re.compile("[!-~]{0,200}").fullmatch)
+LOGIN = Kind("one of AMQPLAIN, PLAIN, EXTERNAL", str,
+             re.compile("amqplain|plain|external", re.I).fullmatch)
 BOOLEAN = Kind("true or false", lambda text: configparser.ConfigParser.BOOLEAN_STATES[text.lower()])
 REGEX = Kind("a regular expression", lambda text: re.compile(text) if text else None)
 RULES = Kind("key:regex,key:regex", _parse_rules)
-API_URL = Kind("http[s]://host[:port][/path], without user or query", _parse_url)
+API_URL = Kind("http[s]://host[:port][/path], without user or query", str, _is_api_url)
 TRANSPORT_URL = Kind("rabbit://user:password@host:port[,user:password@host:port]/virtual_host "
-                     "with user and password %-encoded", _parse_transport_url)
-NO_URL = Kind(f"{TRANSPORT_URL.accepts}, or nothing",
-              lambda text: text and _parse_transport_url(text))
+                     "with user and password %-encoded", str, lambda url: parse_transport_url(url))
+NO_URL = Kind(f"{TRANSPORT_URL.accepts}, or nothing", str,
+              lambda url: not url or parse_transport_url(url))
 
 
 def option(kind: Kind, default: Any, meaning: str) -> Any:
@@ -367,9 +352,11 @@ def _section(section: str, settings: Settings, base: Any) -> Any:
             kind, (text, origin) = field.metadata["kind"], settings[section][field.name]
             try:
                 values[field.name] = kind.parse(text)
+                if not kind.fits(values[field.name]):
+                    raise ValueError
             except (ValueError, LookupError, ArithmeticError, OSError, re.error, ConfigError):
                 shown = re.sub("//.*@", "//…@", " ".join(text.split()))
-                if kind in (TRANSPORT_URL, NO_URL):  # wherever its password stands
+                if not field.repr:  # a password, wherever it stands
                     shown = shown.partition(":")[0] + ":…"
                 raise ConfigError(f"{origin}: [{section}] {field.name} = {shown}: accepted is "
                                   f"{kind.accepts}") from None
