@@ -267,62 +267,45 @@ class Config:
         :raises ConfigError: a file can't be read, or a value is wrong
         """
         settings: Settings = {section: {} for section in OPTIONS}
-        origins = list(files)
         for file in files:
             _read_file(file, settings)
-        variables = {f"OS_{section}__".upper(): section for section in settings}
-        for variable, text in environ.items():
-            prefix, mark, name = variable.upper().partition("__")
-            if prefix + mark in variables:
-                origins.append(f"environment variable {variable}")
-                settings[variables[prefix + mark]][SAME_AS.get(name.lower(), name.lower())] = (
-                    _oslo_text(text), origins[-1])
-        warnings = list(_unknown_options(settings))
+        variables = _read_environment(environ, settings)
         default = _section("DEFAULT", settings, Default())
-        base = _section(NOTIFICATIONS, settings, Source(
-            transport_url=default.transport_url or Source.transport_url))
-        named = [_section(section, settings, base) for section in settings
-                 if section.startswith(NOTIFICATIONS + ":")]
-        for source in named:
+        if default.transport_url:
+            settings[NOTIFICATIONS].setdefault(
+                "transport_url", settings["DEFAULT"]["transport_url"])
+        base = _section(NOTIFICATIONS, settings, Source())
+        sources = tuple(_section(section, settings, base) for section in settings
+                        if section.startswith(NOTIFICATIONS + ":")) or (base,)
+        for source in sources:
             if source.transport_url != base.transport_url:
                 raise ConfigError(f"{settings[source.name]['transport_url'][1]}: [{source.name}] "
                                   f"transport_url: accepted is the one of [{NOTIFICATIONS}]; for "
                                   "another broker run a second listener")
-        for source in named or [base]:
             if source.pool in [f"{source.topic}.{priority}" for priority in PRIORITIES]:
                 raise ConfigError(f"{', '.join(files)}: [{source.name}] pool = {source.pool}: the "
                                   "services' own queue; accepted is another name, or nothing")
         # oslo.messaging lets the query of a transport URL override its driver's options
-        for name, text in urllib.parse.parse_qsl(base.transport_url.partition("?")[2]):
-            given = settings[NOTIFICATIONS].get("transport_url") or settings["DEFAULT"][
-                "transport_url"]
-            settings[RABBIT][name] = text, f"{given[1]}, query of transport_url"
+        url, origin = settings[NOTIFICATIONS].get("transport_url", ("", ""))
+        for name, text in urllib.parse.parse_qsl(url.partition("?")[2]):
+            settings[RABBIT][name] = text, f"{origin}, query of transport_url"
         rabbit = _section(RABBIT, settings, Rabbit())
         k2hr3 = _section("k2hr3", settings, K2hr3())
-        sources = tuple(named) or (base,)
         try:  # the files of TLS, which only fit together
             parse_transport_url(base.transport_url, rabbit)
             RoleApi(k2hr3)
         except ConfigError as error:
             raise ConfigError(f"{', '.join(files)}: {error}") from None
-        if rabbit.ssl and not rabbit.ssl_ca_file:
-            warnings.append(f"[{RABBIT}] ssl without ssl_ca_file: encrypted but unverified")
-        if k2hr3.allow_self_signed_cert:
-            warnings.append("[k2hr3] allow_self_signed_cert: any server is trusted; see ca_file")
-        warnings += [f"[{source.name}] event_type accepts {event_type}: living instances would "
-                     "lose their rights" for source in sources for event_type in
-                     LIVING
-                     if _matches(source.event_type, event_type)]
-        warnings += [f"{file}: can be read by everyone, and may hold a password: chmod o-r"
-                     for file in files if os.stat(file).st_mode & 0o004]
-        return cls(default, sources, rabbit, k2hr3, tuple(origins), tuple(warnings))
+        return cls(default, sources, rabbit, k2hr3, (*files, *variables), (
+            *_unknown_options(settings), *_risks(sources, rabbit, k2hr3, files)))
 
 
-def _oslo_text(text: str) -> str:
+def _put(settings: Settings, section: str, name: str, text: str, origin: str) -> None:
+    """Set an option's text as oslo.config reads it."""
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1]
-    return text.replace("$$", "$")
+    settings[section][SAME_AS.get(name, name)] = text.replace("$$", "$"), origin
 
 
 def _read_file(file: str, settings: Settings) -> None:
@@ -333,15 +316,26 @@ def _read_file(file: str, settings: Settings) -> None:
             parser.read_file(lines)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         # configparser's own text quotes the line, password and all
-        where = [str(number) for number, _ in getattr(error, "errors", ())] or [
-            str(getattr(error, "lineno", ""))]
-        what = f"line {where[0]} is no option = value" if where[0] else str(error)
+        errors = getattr(error, "errors", None) or [(getattr(error, "lineno", 0), "")]
+        what = f"line {errors[0][0]} is no option = value" if errors[0][0] else str(error)
         raise ConfigError(f"{file}: {what}: accepted is a text file of [section] and "
                           "option = value") from None
     for section in parser.sections():
         settings.setdefault(section, {})  # a named source may inherit everything
         for name, text in parser.items(section):
-            settings[section][SAME_AS.get(name, name)] = _oslo_text(text), file
+            _put(settings, section, name, text, file)
+
+
+def _read_environment(environ: Mapping[str, str], settings: Settings) -> list[str]:
+    """Put in what the environment says; returns which variables these were."""
+    sections = {f"OS_{section}".upper(): section for section in settings}
+    origins = []
+    for variable, text in environ.items():
+        prefix, mark, name = variable.upper().partition("__")
+        if mark and prefix in sections:
+            origins.append(f"environment variable {variable}")
+            _put(settings, sections[prefix], name.lower(), text, origins[-1])
+    return origins
 
 
 def _section(section: str, settings: Settings, base: Any) -> Any:
@@ -371,6 +365,21 @@ def _unknown_options(settings: Settings) -> Iterable[str]:
             for name in given.keys() - {*known, *WITHOUT_EFFECT[table]}:
                 near = difflib.get_close_matches(name, known, 1, 0.0)[0]
                 yield f"{given[name][1]}: [{section}] {name}: unknown; the nearest known is {near}"
+
+
+def _risks(sources: Iterable[Source], rabbit: Rabbit, k2hr3: K2hr3,
+           files: Iterable[str]) -> Iterable[str]:
+    if rabbit.ssl and not rabbit.ssl_ca_file:
+        yield f"[{RABBIT}] ssl without ssl_ca_file: encrypted but unverified"
+    if k2hr3.allow_self_signed_cert:
+        yield "[k2hr3] allow_self_signed_cert: any server is trusted; see ca_file"
+    for source in sources:
+        for event_type in filter(partial(_matches, source.event_type), LIVING):
+            yield (f"[{source.name}] event_type accepts {event_type}: living instances would lose "
+                   "their rights")
+    for file in files:
+        if os.stat(file).st_mode & 0o004:
+            yield f"{file}: can be read by everyone, and may hold a password: chmod o-r"
 
 
 def tls_context(options: str, ca_file: str, cert_file: str, key_file: str,
