@@ -51,7 +51,6 @@ import zlib
 from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Callable, Deque, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple, cast
 
 import pika
@@ -96,10 +95,7 @@ class RoleApiError(Error):
 
 
 class Kind(NamedTuple):
-    """What an option accepts, in words; how its text is read, and whether the value will do.
-
-    Both may raise where it won't.
-    """
+    """What an option accepts, in words; what reads its text, and tells whether the value fits."""
 
     accepts: str
     parse: Callable[[str], Any]
@@ -128,9 +124,9 @@ def _is_writable(file: str) -> bool:
 
 
 def _is_api_url(url: str) -> bool:
-    host = r"https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?"
     urllib.parse.urlsplit(url).port  # noqa: B018  it raises where there is no such port
-    return re.fullmatch(host + r"(/[!-\"$->@-~]*)?", url) is not None
+    return re.fullmatch(r"https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?"
+                        r"(/[!-\"$->@-~]*)?", url) is not None
 
 
 Regex = Optional["re.Pattern[str]"]
@@ -1924,11 +1920,10 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
         channel.confirm_delivery()
         count = channel.queue_declare(name, passive=True).method.message_count
         for number in range(count):
-            message: Any = channel.basic_get(name)
-            method, properties, body = message
+            method, properties, body = cast(Any, channel.basic_get(name))
             if method is None:
                 break
-            headers, result = properties.headers or {}, ""
+            headers, problem = properties.headers or {}, ""
             to = str(headers.get("x-k2hr3-queue", config.queue))
             since = _number(properties, "x-k2hr3-first-failure") or properties.timestamp
             age = f"{(time.time() - since) / 3600:.1f} h" if since else "unknown"
@@ -1937,12 +1932,12 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
                     channel.basic_publish("", to, body, copied_properties(
                         properties, {"x-k2hr3-queue": to}), mandatory=True)
                 except (amqp.UnroutableError, amqp.NackError) as error:
-                    failed, result = failed + 1, f" not moved: {explain(error)}"
+                    failed, problem = failed + 1, f" not moved: {explain(error)}"
                 progress.show(number + 1, count - number - 1)
-            if arguments.drop or (arguments.replay and not result):
+            if arguments.drop or (arguments.replay and not problem):
                 channel.basic_ack(method.delivery_tag)
             print(f"age={age} queue={to} attempts={headers.get('x-k2hr3-attempts', 0)} "
-                  f"reason={headers.get('x-k2hr3-reason', '')}{result}", flush=True)
+                  f"reason={headers.get('x-k2hr3-reason', '')}{problem}", flush=True)
     return int(failed > 0)
 
 
@@ -2007,7 +2002,7 @@ class Command(NamedTuple):
 
     run: Callable[[Config, argparse.Namespace], int]
     example: str
-    arguments: Mapping[str, dict[str, Any]] = MappingProxyType({})
+    arguments: Mapping[str, Mapping[str, Any]] = {}
 
 
 COMMANDS = {
