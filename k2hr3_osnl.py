@@ -1956,15 +1956,15 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
     api, breaker = RoleApi(config.k2hr3), Breaker(config.k2hr3.retry_interval_seconds)
     failed, progress = [], Progress()
     for number, line in enumerate(lines):
+        cuk, *ips = line.split()
         try:
-            _delete(api, breaker, config.k2hr3.max_retries,
-                    Deletion(line.split()[0], tuple(line.split()[1:])))
+            _delete(api, breaker, config.k2hr3.max_retries, Deletion(cuk, tuple(ips)))
         except (MalformedNotification, RoleApiError) as error:
             print(f"k2hr3_osnl: {line}: {error}", file=sys.stderr)
             failed.append(line)
         except KeyboardInterrupt:
-            breaker.open = True
-            failed.append(line)
+            failed += lines[number:]
+            break
         if breaker.open:
             failed += lines[number + 1:]
             break
@@ -1976,25 +1976,29 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
 def _delete(api: RoleApi, breaker: Breaker, retries: int, deletion: Deletion) -> None:
     """Attempt a deletion until it succeeds, probing instead while K2HR3 is in trouble."""
     for again in range(retries + 1):
-        asks = breaker.open or breaker.wants_probe(0.0)
+        error = None
         while breaker.open and not breaker.wants_probe(time.monotonic()):
             time.sleep(0.1)
-        if again and not asks:
+        if breaker.wants_probe(time.monotonic()):
+            error = _failure(api, probe())
+            breaker.probed(error, time.monotonic())
+        elif again:
             time.sleep(1)
-        try:
-            if asks:
-                api.delete(probe())
-                breaker.probed(None, time.monotonic())
-            api.delete(deletion)
-            breaker.attempted(None)
+        if error is None:
+            error = _failure(api, deletion)
+            breaker.attempted(error)
+        if error is None:
             return
-        except RoleApiError as error:
-            if breaker.open or breaker.wants_probe(0.0):
-                breaker.probed(error, time.monotonic())
-            else:
-                breaker.attempted(error)
-            if again == retries or error.status in (414, 431):
-                raise
+        if again == retries or error.status in (414, 431):
+            raise error
+
+
+def _failure(api: RoleApi, deletion: Deletion) -> RoleApiError | None:
+    try:
+        api.delete(deletion)
+    except RoleApiError as error:
+        return error
+    return None
 
 
 class Command(NamedTuple):
