@@ -471,12 +471,22 @@ def refusal(connection: pika.BlockingConnection,
             request: Callable[[BlockingChannel], Any]) -> amqp.ChannelClosedByBroker | None:
     """Make a request on a channel of its own, since the broker closes it where it refuses."""
     try:
-        channel = connection.channel()
-        request(channel)
-        channel.close()
+        with connection.channel() as channel:
+            request(channel)
     except amqp.ChannelClosedByBroker as error:
         return error
     return None
+
+
+def look_at(connection: pika.BlockingConnection,
+            queue: str) -> tuple[int, int, amqp.ChannelClosedByBroker | None]:
+    """How many messages are ready in a queue, its consumers, and how the broker refused to tell."""
+    try:
+        with connection.channel() as channel:
+            found: Any = channel.queue_declare(queue, passive=True).method
+            return found.message_count, found.consumer_count, None
+    except amqp.ChannelClosedByBroker as error:
+        return 0, 0, error
 
 
 def ensure_queue(connection: pika.BlockingConnection, name: str,
@@ -486,7 +496,7 @@ def ensure_queue(connection: pika.BlockingConnection, name: str,
     if create == "quorum":  # -1 drops at the first return on 3.x, and no limit means 20 on 4.x
         arguments["x-delivery-limit"] = 2_000_000_000
     for _ in range(2):  # a 406 means that another listener was faster: then it exists
-        refused = refusal(connection, lambda channel: channel.queue_declare(name, passive=True))
+        _, _, refused = look_at(connection, name)
         if refused and refused.reply_code == 404 and create:
             refused = refusal(connection, lambda channel: channel.queue_declare(
                 name, durable=True, arguments=arguments))
@@ -1556,7 +1566,6 @@ def _printable(text: str) -> str:
 
 CONFIG_FILES = ("./k2hr3_osnl.ini", "/etc/k2hr3/k2hr3_osnl.ini", "/etc/k2hr3/k2hr3_osnl.conf",
                 "/etc/k2hr3/k2hr3-osnl.conf")
-EX_TEMPFAIL, EX_CONFIG = 75, 78  #: of sysexits.h
 
 
 class LogFile(logging.handlers.TimedRotatingFileHandler):
@@ -1651,16 +1660,16 @@ def listen(config: Config, _arguments: argparse.Namespace) -> int:
 class Drain(Listener):
     """A listener that ends by itself, for `drain`."""
 
-    exit_code = EX_TEMPFAIL
+    exit_code = os.EX_TEMPFAIL
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.done = False
         self.on_tick = self._see_whether_done
-        self._begun = self._last_done = time.monotonic()
-        self._done_before = 0
-        self._retries = -1  # still to be taken from the retry queue; -1: not counted yet
         self._progress = Progress()
+        self._begun = time.monotonic()
+        self._last_done = 0, self._begun  # how many deliveries, and when that changed
+        self._retries = -1  # still to be taken from the retry queue; -1: not counted yet
         self._idle = 0  # looks at which nothing was left
 
     def _wait(self, delivery: Delivery) -> float:
@@ -1674,38 +1683,32 @@ class Drain(Listener):
             self._retries -= 1
             super()._on_retry(*rest)
 
-    def _ready(self, name: str) -> int:
-        assert self._connection
-        counts: list[int] = []
-        refusal(self._connection, lambda channel: counts.append(
-            channel.queue_declare(name, passive=True).method.message_count))
-        return counts[0] if counts else 0
-
     def _see_whether_done(self) -> None:
-        there = {consumer.queue for consumer in self._consumers}
+        now, there = time.monotonic(), {consumer.queue for consumer in self._consumers}
         if not self._connection or not all(each.queue in there for each in self._subscriptions):
-            if time.monotonic() > self._begun + 30:
+            if now > self._begun + 30:
                 LOG.error("the broker, or a notification queue, is not there within 30 s")
                 self.stop()
             return
         done = sum(self.counters.values())
-        if done != self._done_before:
-            self._done_before, self._last_done = done, time.monotonic()
-        elif time.monotonic() > self._last_done + self.config.k2hr3.timeout_seconds + (
-                self.hold_seconds):
+        if done != self._last_done[0]:
+            self._last_done = done, now
+        elif now > self._last_done[1] + self.config.k2hr3.timeout_seconds + self.hold_seconds:
             LOG.error("something is left that can be neither deleted nor copied")
             self.stop()
-        left = sum(self._ready(each.queue) for each in self._subscriptions) + sum(
+        left = sum(look_at(self._connection, each.queue)[0] for each in self._subscriptions) + sum(
             len(consumer.unfinished) for consumer in self._consumers)
         self._progress.show(self.counters["deleted"] + self.counters["failed"],
                             left + max(0, self._retries))
         # twice, since what the broker just sent is neither ready there nor in hand here
         self._idle = self._idle + 1 if left == 0 else 0
-        if self._idle > 1 and not self._breaker.open and self._retries:
-            ready = self._ready(self.retry_queue)
+        if self._idle < 2:
+            return
+        if self._retries and not self._breaker.open:
+            ready, _, _ = look_at(self._connection, self.retry_queue)
             if self._retries < 0 or ready == 0:  # to begin with; or others took some
                 self._retries, self._next_look = ready, 0.0
-        if self._idle > 1 and (self._retries == 0 or self._breaker.open):
+        if self._retries == 0 or self._breaker.open:
             self.done = not self._breaker.open
             self.stop()
 
@@ -1738,7 +1741,11 @@ def drain(config: Config, _arguments: argparse.Namespace) -> int:
     """
     listener = Drain(config)
     run(listener)
-    return 0 if listener.done and not listener.counters["failed"] else EX_TEMPFAIL
+    return 0 if listener.done and not listener.counters["failed"] else os.EX_TEMPFAIL
+
+
+#: A line of `check`: ok, warn or fail; what was looked at; what there is to say about it.
+Row = Tuple[str, str, str]
 
 
 def check(config: Config, arguments: argparse.Namespace) -> int:
@@ -1747,86 +1754,81 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
     One line each, ok, warn or fail: settings, broker, exchanges, our queues and their consumers,
     queues that nobody consumes, and the Role API, by deleting an instance that never was.
     """
-    rows: list[dict[str, str]] = []
-
-    def row(result: str, what: str, text: str) -> None:
+    rows = []
+    for result, what, text in _rows(config):
         rows.append({"result": result, "what": what, "text": text})
         if not arguments.json:
             print(f"{result:4}  {what}: {text}", flush=True)
-
-    row("ok", "settings", ", ".join(config.files) or "no file found, all are defaults")
-    for warning in config.warnings:
-        row("warn", "settings", warning)
-    try:
-        with broker(config) as connection:
-            _check_broker(config, connection, row)
-    except (Error, amqp.AMQPError) as error:
-        row("fail", "broker", f"{explain(error)}; check transport_url, and that the broker runs")
-    try:
-        began = time.monotonic()
-        RoleApi(config.k2hr3).delete(probe())
-        row("ok", "Role API", f"{config.k2hr3.api_url}, {1000 * (time.monotonic() - began):.0f} ms")
-    except RoleApiError as error:
-        row("fail", "Role API", str(error))
     if arguments.json:
         print(json.dumps(rows, indent=1))
-    return int(any(each["result"] == "fail" for each in rows))
+    return int(any(row["result"] == "fail" for row in rows))
 
 
-def _check_broker(config: Config, connection: pika.BlockingConnection,
-                  row: Callable[[str, str, str], None]) -> None:
-    def queue(name: str, missing: str) -> Any:
-        """Its counts, None where it is not there, of which `missing` tells."""
-        replies: list[Any] = []
-        refused = refusal(connection, lambda channel: replies.append(
-            channel.queue_declare(name, passive=True).method))
-        if refused and missing:
-            row("warn" if refused.reply_code == 404 else "fail", f"queue {name}",
-                missing if refused.reply_code == 404 else explain(refused))
-        # declared again as durable, an existing queue that is not refuses, and nothing changes
-        lasting = None if refused or not missing else refusal(
-            connection, lambda channel: channel.queue_declare(name, durable=True))
-        if lasting and "'durable'" in str(lasting.reply_text):
-            row("warn", f"queue {name}", "not durable, a restart of the broker loses it: stop the "
-                "listener and delete it, then it is made durable")
-        return None if refused else replies[0]
+def _rows(config: Config) -> Iterable[Row]:
+    yield "ok", "settings", ", ".join(config.files) or "no file found, all are defaults"
+    for warning in config.warnings:
+        yield "warn", "settings", warning
+    try:
+        with broker(config) as connection:
+            yield from _check_broker(config, connection)
+    except (Error, amqp.AMQPError) as error:
+        yield "fail", "broker", f"{explain(error)}; check transport_url, and that the broker runs"
+    began = time.monotonic()
+    failure = _failure(RoleApi(config.k2hr3), probe())
+    yield ("fail", "Role API", str(failure)) if failure else (
+        "ok", "Role API", f"{config.k2hr3.api_url}, {1000 * (time.monotonic() - began):.0f} ms")
 
+
+def _check_broker(config: Config, connection: pika.BlockingConnection) -> Iterable[Row]:
     impl = cast(Any, connection)._impl  # pika tells the server's properties nowhere else
     user = getattr(impl.params.credentials, "username", "of the certificate")
-    row("ok", "broker", f"{impl.params.host}:{impl.params.port}, RabbitMQ "
-        f"{impl.server_properties.get('version')}, user {user}, "
-        f"virtual host {impl.params.virtual_host}")
+    yield "ok", "broker", (f"{impl.params.host}:{impl.params.port}, RabbitMQ "
+                           f"{impl.server_properties.get('version')}, user {user}, "
+                           f"virtual host {impl.params.virtual_host}")
+    by_service = "the service makes it with its first notification"
+    by_listener = "missing; the listener makes it when it starts"
     for exchange in dict.fromkeys(source.exchange for source in config.sources):
-        refused = refusal(connection, partial(_declare_passively, exchange))
-        row("fail" if refused else "ok", f"exchange {exchange}", "there" if not refused else
-            f"{explain(refused)}; the service makes it with its first notification: check its "
-            "control_exchange, and that its driver is messagingv2")
+        refused = refusal(connection, partial(
+            BlockingChannel.exchange_declare, exchange=exchange, passive=True))
+        yield "fail" if refused else "ok", f"exchange {exchange}", "there" if not refused else (
+            f"{explain(refused)}; {by_service}: check its control_exchange, and that its driver "
+            "is messagingv2")
     for subscription in subscriptions(config, Endpoint()):
-        counts = queue(subscription.queue, "missing; the listener makes it when it starts"
-                       if subscription.bindings else
-                       "missing; the service makes it with its first notification")
-        if counts:
-            row("ok" if counts.consumer_count else "warn", f"queue {subscription.queue}",
-                f"{counts.message_count} ready, {counts.consumer_count} consumers"
-                + ("" if counts.consumer_count else "; no listener runs"))
+        yield from _check_queue(connection, subscription.queue, by_listener
+                                if subscription.bindings else f"missing; {by_service}")
         for _, key in subscription.bindings:
-            counts = queue(key, "")
-            if counts and counts.message_count and not counts.consumer_count:
-                row("warn", f"queue {key}", f"{counts.message_count} ready and no consumer: it "
-                    "grows until the broker stops on memory or disk. Either consume it (set pool "
-                    f"to nothing), or bound it: rabbitmqctl set_policy {key} '^{re.escape(key)}$' "
-                    "'{\"max-length\": 10000}' --apply-to queues")
-    for name, waiting in ((f"{config.queue}.retry", "wait for K2HR3"),
-                          (f"{config.queue}.dead_letter", "need a person: see dead-letters")):
-        counts = queue(name, "missing; the listener makes it when it starts")
-        if counts:
-            row("warn" if counts.message_count else "ok", f"queue {name}",
-                f"{counts.message_count} {waiting}" if counts.message_count else
-                "none ready; a listener may hold some" if counts.consumer_count else "empty")
+            ready, consumers, _ = look_at(connection, key)
+            if ready and not consumers:
+                yield "warn", f"queue {key}", (
+                    f"{ready} ready and no consumer: it grows until the broker stops on memory or "
+                    "disk. Either consume it (set pool to nothing), or bound it: rabbitmqctl "
+                    f"set_policy {key} '^{re.escape(key)}$' '{{\"max-length\": 10000}}' "
+                    "--apply-to queues")
+    yield from _check_queue(connection, f"{config.queue}.retry", by_listener, "wait for K2HR3")
+    yield from _check_queue(connection, f"{config.queue}.dead_letter", by_listener,
+                            "need a person: see dead-letters")
 
 
-def _declare_passively(exchange: str, channel: BlockingChannel) -> None:
-    channel.exchange_declare(exchange, passive=True)
+def _check_queue(connection: pika.BlockingConnection, name: str, missing: str,
+                 waiting: str = "") -> Iterable[Row]:
+    """Look at a queue that should be there and consumed, or, with `waiting`, empty."""
+    what, (ready, consumers, refused) = f"queue {name}", look_at(connection, name)
+    # declared again as durable, an existing queue that is not refuses, and nothing changes
+    passing = refused is None and refusal(
+        connection, lambda channel: channel.queue_declare(name, durable=True))
+    if passing and "'durable'" in str(passing.reply_text):
+        yield "warn", what, ("not durable, a restart of the broker loses it: stop the listener and "
+                             "delete it, then it is made durable")
+    if refused:
+        yield ("warn", what, missing) if refused.reply_code == 404 else (
+            "fail", what, explain(refused))
+    elif waiting:
+        yield "warn" if ready else "ok", what, (
+            f"{ready} {waiting}" if ready else
+            "none ready; a listener may hold some" if consumers else "empty")
+    else:
+        yield "ok" if consumers else "warn", what, f"{ready} ready, {consumers} consumers" + (
+            "" if consumers else "; no listener runs")
 
 
 def dump(config: Config, arguments: argparse.Namespace) -> int:
@@ -2063,7 +2065,7 @@ def main(argv: list[str] | None = None) -> int:
         return COMMANDS[arguments.command or "listen"].run(config, arguments)
     except (Error, amqp.AMQPError) as error:
         print(f"k2hr3_osnl: {explain(error)}", file=sys.stderr)
-        return EX_CONFIG if isinstance(error, ConfigError) else 1
+        return os.EX_CONFIG if isinstance(error, ConfigError) else 1
     except BrokenPipeError:
         os._exit(1)  # at its end the interpreter would write there again
     except KeyboardInterrupt:
