@@ -138,8 +138,7 @@ LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", str, _is
 FILE = Kind("a file that can be read", str, _is_readable)
 LEVEL = Kind("one of " + ", ".join(LEVELS), str, LEVELS.__contains__)
 NAME = Kind("a name of 1 to 200 characters", str, re.compile("[!-~]{1,200}").fullmatch)
-POOL = Kind("a name of up to 200 characters, or nothing", str,
-            re.compile("[!-~]{0,200}").fullmatch)
+POOL = Kind("a name of up to 200 characters, or nothing", str, re.compile("[!-~]{0,200}").fullmatch)
 LOGIN = Kind("one of AMQPLAIN, PLAIN, EXTERNAL", str,
              re.compile("amqplain|plain|external", re.I).fullmatch)
 BOOLEAN = Kind("true or false", lambda text: configparser.ConfigParser.BOOLEAN_STATES[text.lower()])
@@ -1813,16 +1812,16 @@ def _check_queue(connection: pika.BlockingConnection, name: str, missing: str,
                  waiting: str = "") -> Iterable[Row]:
     """Look at a queue that should be there and consumed, or, with `waiting`, empty."""
     what, (ready, consumers, refused) = f"queue {name}", look_at(connection, name)
-    # declared again as durable, an existing queue that is not refuses, and nothing changes
-    passing = refused is None and refusal(
-        connection, lambda channel: channel.queue_declare(name, durable=True))
-    if passing and "'durable'" in str(passing.reply_text):
-        yield "warn", what, ("not durable, a restart of the broker loses it: stop the listener and "
-                             "delete it, then it is made durable")
     if refused:
         yield ("warn", what, missing) if refused.reply_code == 404 else (
             "fail", what, explain(refused))
-    elif waiting:
+        return
+    # declared again as durable, an existing queue that is not refuses, and nothing changes
+    refused = refusal(connection, lambda channel: channel.queue_declare(name, durable=True))
+    if refused and "'durable'" in str(refused.reply_text):
+        yield "warn", what, ("not durable, a restart of the broker loses it: stop the listener and "
+                             "delete it, then it is made durable")
+    if waiting:
         yield "warn" if ready else "ok", what, (
             f"{ready} {waiting}" if ready else
             "none ready; a listener may hold some" if consumers else "empty")
@@ -1956,21 +1955,19 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
             cast(Any, stream).reconfigure(errors="surrogateescape")
         lines = [line.strip() for line in sys.stdin if line.strip()]
     api, breaker = RoleApi(config.k2hr3), Breaker(config.k2hr3.retry_interval_seconds)
-    failed, progress = [], Progress()
-    for number, line in enumerate(lines):
-        cuk, *ips = line.split()
+    failed, left, progress = [], deque(lines), Progress()
+    while left and not breaker.open:
+        cuk, *ips = left[0].split()
         try:
             _delete(api, breaker, config.k2hr3.max_retries, Deletion(cuk, tuple(ips)))
         except (MalformedNotification, RoleApiError) as error:
-            print(f"k2hr3_osnl: {line}: {error}", file=sys.stderr)
-            failed.append(line)
+            print(f"k2hr3_osnl: {left[0]}: {error}", file=sys.stderr)
+            failed.append(left[0])
         except KeyboardInterrupt:
-            failed += lines[number:]
             break
-        if breaker.open:
-            failed += lines[number + 1:]
-            break
-        progress.show(number + 1, len(lines) - number - 1)
+        left.popleft()
+        progress.show(len(lines) - len(left), len(left))
+    failed += left
     print("".join(f"{line}\n" for line in failed), end="")
     return int(bool(failed))
 
