@@ -2057,8 +2057,7 @@ def main(argv: list[str] | None = None) -> int:
         config = Config.load(*files)
         flags = {name: getattr(arguments, name) for name in (
             "debug_level", "libs_debug_level", "log_file") if getattr(arguments, name)}
-        config = dataclasses.replace(config, default=dataclasses.replace(config.default, **flags))
-        set_up_logging(config.default)
+        set_up_logging(dataclasses.replace(config.default, **flags))
         return COMMANDS[arguments.command or "listen"].run(config, arguments)
     except (Error, amqp.AMQPError) as error:
         print(f"k2hr3_osnl: {explain(error)}", file=sys.stderr)
