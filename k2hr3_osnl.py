@@ -1124,7 +1124,8 @@ class Listener:
     """
 
     hold_seconds = 30.0  #: a fresh deletion that waited here so long moves to the retry queue
-    ahead = 8  #: deletions that each worker is given ahead while all goes well
+    #: deletions that the workers are given ahead while all goes well, in all
+    ahead = 128  # 8 cost 20 % more CPU for each, by waking this thread for every few of them
     exit_code = 0  #: of a process that a deadline or a second signal had to end
 
     def __init__(self, config: Config, endpoint: Endpoint | None = None) -> None:
@@ -1356,7 +1357,7 @@ class Listener:
             if not self._with_workers:
                 self._hand_over(None, probe())
         elif not self._breaker.open and not self._halt:
-            most = 1 if self._breaker.failures else self.config.k2hr3.concurrency * self.ahead
+            most = 1 if self._breaker.failures else self.config.k2hr3.concurrency + self.ahead
             while self._with_workers < most and (self._due or self._pending):
                 self._retry_turn = not self._retry_turn
                 first, second = ((self._due, self._pending) if self._retry_turn
@@ -1418,6 +1419,7 @@ class Listener:
 
     def _handed_back(self, delivery: Delivery) -> None:
         self._with_workers -= 1
+        self._next_tick = 0.0  # it may have waited too long
         if delivery.consumer.channel.is_open:
             (self._due if delivery.retry else self._pending).appendleft(delivery)
 
@@ -1957,7 +1959,7 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
     api, breaker = RoleApi(config.k2hr3), Breaker(config.k2hr3.retry_interval_seconds)
     failed, left, progress = [], deque(lines), Progress()
     while left and not breaker.open:
-        cuk, *ips = left[0].split()
+        cuk, *ips = left[0].split() or [""]
         try:
             _delete(api, breaker, config.k2hr3.max_retries, Deletion(cuk, tuple(ips)))
         except (MalformedNotification, RoleApiError) as error:

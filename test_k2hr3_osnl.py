@@ -4015,7 +4015,7 @@ def test_delete_takes_an_instance_or_some_of_its_addresses_out(
     assert api.members().get(cuk, set()) == left
 
 
-@pytest.mark.parametrize("arguments", [["no-uuid"], [str(uuid.uuid4()), "10.0.0.256"]])
+@pytest.mark.parametrize("arguments", [[""], ["no-uuid"], [str(uuid.uuid4()), "10.0.0.256"]])
 def test_delete_refuses_what_is_no_instance_or_address(
         api: RoleApi, command: Run, arguments: list[str]) -> None:
     done = command(settings(NOBODY, api.url), "delete", *arguments)
