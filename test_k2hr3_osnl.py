@@ -2649,6 +2649,31 @@ def test_refused_deletions_hold_up_nobody(
         assert broker.depth(DEAD) == Depth(0, 0)
 
 
+def test_due_retries_and_fresh_deletions_take_turns(
+        broker: Broker, api: RoleApi, neutron: Notifier) -> None:
+    # Given ten deletions to be tried again, and many fresh ones
+    sections = settings(broker.url(), api.url, retry_interval_seconds=1)
+    failed = cuks(10)
+    api.refused_cuks = set(failed)
+    with listening(broker, sections):
+        neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in failed)
+        broker.wait_for_depth(POOL, 0)
+        wait_until(lambda: len(api.requests) >= 10)
+    broker.wait_for_depth(RETRY, 10, 0)
+    neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in cuks(300))
+    broker.wait_for_depth(POOL, 300, 0)
+    due = time.monotonic() + 2
+    wait_until(lambda: time.monotonic() > due)
+    # When K2HR3 answers, at its pace
+    api.refused_cuks, api.delay = set(), 0.01
+    began = len(api.requests)
+    with listening(broker, sections):
+        wait_until(lambda: set(failed) <= api.deleted, 20)
+    # Then none of the ten had to wait for more than a few of the others
+    order = [request.cuk for request in api.requests[began:]]
+    assert max(order.index(cuk) for cuk in failed) < 60
+
+
 # --- As a library --------------------------------------------------------------------------------
 
 class ServerEndpoint(Endpoint):
@@ -4015,13 +4040,19 @@ def test_delete_takes_an_instance_or_some_of_its_addresses_out(
     assert api.members().get(cuk, set()) == left
 
 
-@pytest.mark.parametrize("arguments", [[""], ["no-uuid"], [str(uuid.uuid4()), "10.0.0.256"]])
+@pytest.mark.parametrize("arguments", [
+    [""], ["no-uuid"], [str(uuid.uuid4()), "10.0.0.256"], [str(uuid.uuid4()), ""]])
 def test_delete_refuses_what_is_no_instance_or_address(
         api: RoleApi, command: Run, arguments: list[str]) -> None:
     done = command(settings(NOBODY, api.url), "delete", *arguments)
     assert done.returncode == 1
     assert arguments[-1] in done.stderr
     assert api.requests == []
+
+
+def test_delete_takes_no_addresses_beside_those_of_the_lines(api: RoleApi, command: Run) -> None:
+    done = command(settings(NOBODY, api.url), "delete", "-", "10.0.0.5", given=cuks(1)[0])
+    assert (done.returncode, api.requests) == (2, [])
 
 
 def test_delete_prints_the_lines_that_failed_to_be_fed_in_again(
