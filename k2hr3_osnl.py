@@ -1211,8 +1211,8 @@ class Listener:
     def _turn(self) -> None:
         """Receive, take results, decide, give out work, ack: once for all that is there."""
         assert self._connection
-        if self._ahead and len(self._work) > self._ahead // 2:
-            time.sleep(0.01)  # the workers have enough: fewer, larger reads take 15 % less CPU each
+        if len(self._work) > 50:  # so many last 10 ms with any API
+            time.sleep(0.01)  # to read less often, and more at once: 15 % less CPU for each
         self._connection.process_data_events(0.5)
         self._collect()
         now = time.monotonic()
