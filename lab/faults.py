@@ -293,22 +293,28 @@ def alarm_api_up(stage: Stage) -> None:
     stage.repaired()
 
 
-def queue_without_listener(stage: Stage) -> None:
-    """Publish everything before there is a listener, to a queue that an earlier one left."""
+@contextlib.contextmanager
+def alarm_in_outage(stage: Stage) -> Iterator[ListenerProcess]:
+    """A memory alarm while the API is down, with a listener to which a copy was refused.
+
+    Everything is published before, to a queue that an earlier listener left.
+    """
     with contextlib.closing(stage.broker.amqp()) as connection:
         channel = connection.channel()
         channel.queue_declare(stage.pool, durable=True)
         channel.queue_bind(stage.pool, stage.exchange, KEY)
     stage.publish()
+    stage.api.fault = Status(503)
+    stage.down()
+    with alarm(stage):
+        listener = stage.listen()
+        listener.wait_for_log(f"no copy to {stage.retry}", 40)
+        yield listener
 
 
 @row("memory alarm, API down", parts="alone")
 def alarm_api_down(stage: Stage) -> None:
-    queue_without_listener(stage)
-    stage.api.fault = Status(503)
-    stage.down()
-    with alarm(stage):
-        stage.listen().wait_for_log(f"no copy to {stage.retry}", 40)
+    with alarm_in_outage(stage):
         stage.see("copies were refused, deliveries held", stage.depth(stage.pool).unacked)
     pause(stage.pick(3, 30))
     stage.api.fault = None
@@ -317,12 +323,7 @@ def alarm_api_down(stage: Stage) -> None:
 
 @row("SIGTERM during a memory alarm, API down; then a new start", parts="alone")
 def alarm_sigterm(stage: Stage) -> None:
-    queue_without_listener(stage)
-    stage.api.fault = Status(503)
-    stage.down()
-    with alarm(stage):
-        listener = stage.listen()
-        listener.wait_for_log("no copy to", 40)
+    with alarm_in_outage(stage) as listener:
         stage.stop(listener)
     stage.api.fault = None
     stage.repaired()
