@@ -49,7 +49,7 @@ import time
 import urllib.parse
 import uuid
 import zlib
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Deque, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple, cast
@@ -220,10 +220,24 @@ class K2hr3:
         _whole(0, 10 ** 9), 0, "a deletion failing for so long is a dead letter; 0: never")
 
 
-#: Events of instances that live on.
-LIVING = ("port.create.end", "port.update.end", "instance.create.end", "instance.update",
-          "compute.instance.create.end", "compute.instance.update")
+#: Events of ports that are still there. (Nova's notifications say themselves who is deleted.)
+LIVING_PORTS = ("port.create.end", "port.update.end")
 NOTIFICATIONS, RABBIT = "oslo_messaging_notifications", "oslo_messaging_rabbit"
+#: What the section of a named source brings if it has the name of a service. Nova's API and its
+#: computes both publish deletions, so no publisher is left out there: the state decides.
+PRESETS: dict[str, dict[str, Any]] = {
+    f"{NOTIFICATIONS}:neutron": {
+        "exchange": "neutron", "topic": "notifications",
+        "event_type": re.compile(r"^port\.delete\.end$"),
+        "publisher_id": re.compile(r"^network.*$")},
+    f"{NOTIFICATIONS}:nova": {
+        "exchange": "nova", "topic": "versioned_notifications",
+        "event_type": re.compile(r"^instance\.(delete\.end|update)$"), "publisher_id": None},
+    f"{NOTIFICATIONS}:compute": {
+        "exchange": "nova", "topic": "notifications",
+        "event_type": re.compile(r"^compute\.instance\.(force_)?delete\.end$"),
+        "publisher_id": None},
+}
 #: The option table: one dataclass a section. A named source's section is like the second.
 OPTIONS: dict[str, Any] = {
     "DEFAULT": Default, NOTIFICATIONS: Source, RABBIT: Rabbit, "k2hr3": K2hr3}
@@ -271,8 +285,9 @@ class Config:
             settings[NOTIFICATIONS].setdefault(
                 "transport_url", settings["DEFAULT"]["transport_url"])
         base = _section(NOTIFICATIONS, settings, Source())
-        sources = tuple(_section(section, settings, base) for section in settings
-                        if section.startswith(NOTIFICATIONS + ":")) or (base,)
+        sources = tuple(
+            _section(section, settings, dataclasses.replace(base, **PRESETS.get(section, {})))
+            for section in settings if section.startswith(NOTIFICATIONS + ":")) or (base,)
         for source in sources:
             if source.transport_url != base.transport_url:
                 raise ConfigError(f"{settings[source.name]['transport_url'][1]}: [{source.name}] "
@@ -293,7 +308,8 @@ class Config:
         except ConfigError as error:
             raise ConfigError(f"{', '.join(files)}: {error}") from None
         return cls(default, sources, rabbit, k2hr3, (*files, *variables), (
-            *_unknown_options(settings), *_risks(sources, rabbit, k2hr3, files)))
+            *_unknown_options(settings), *_overruled_options(settings, base),
+            *_risks(sources, rabbit, k2hr3, files)))
 
 
 def _put(settings: Settings, section: str, name: str, text: str, origin: str) -> None:
@@ -363,6 +379,15 @@ def _unknown_options(settings: Settings) -> Iterable[str]:
                 yield f"{given[name][1]}: [{section}] {name}: unknown; the nearest known is {near}"
 
 
+def _overruled_options(settings: Settings, base: Source) -> Iterable[str]:
+    for section in settings.keys() & PRESETS.keys():
+        for name, value in PRESETS[section].items():
+            if (name in settings[NOTIFICATIONS] and name not in settings[section]
+                    and getattr(base, name) != value):
+                yield (f"{settings[NOTIFICATIONS][name][1]}: [{NOTIFICATIONS}] {name}: not used by "
+                       f"[{section}], which has its own; set it in that section to change it")
+
+
 def _risks(sources: Iterable[Source], rabbit: Rabbit, k2hr3: K2hr3,
            files: Iterable[str]) -> Iterable[str]:
     if rabbit.ssl and not rabbit.ssl_ca_file:
@@ -370,7 +395,7 @@ def _risks(sources: Iterable[Source], rabbit: Rabbit, k2hr3: K2hr3,
     if k2hr3.allow_self_signed_cert:
         yield "[k2hr3] allow_self_signed_cert: any server is trusted; see ca_file"
     for source in sources:
-        for event_type in filter(partial(_matches, source.event_type), LIVING):
+        for event_type in filter(partial(_matches, source.event_type), LIVING_PORTS):
             yield (f"[{source.name}] event_type accepts {event_type}: living instances would lose "
                    "their rights")
     for file in files:
@@ -673,13 +698,28 @@ def _typed(values: Mapping[str, Any], key: str, kind: type) -> Any:
     return values.get(key)
 
 
-#: The key that tells a payload's shape, and what reads it; the first that fits.
-PAYLOAD_SHAPES: dict[str, Callable[[Any], Optional[Deletion]]] = {
-    "port": lambda payload: _port_deletion(_typed(payload, "port", dict) or {}),
-    "port_id": lambda payload: None,  # Neutron, before it sent the port along
-    "nova_object.data": lambda payload: Deletion(
-        _typed(_typed(payload, "nova_object.data", dict) or {}, "uuid", str)),
-    "instance_id": lambda payload: Deletion(payload["instance_id"]),
+def _instance_deletion(instance: Mapping[str, Any], id_key: str,
+                       event_type: str) -> Deletion | None:
+    """Of Nova's instance: all of it, exactly if its state is "deleted".
+
+    Nova publishes delete.end for a deletion that failed, too, and none for some that did not; its
+    state tells. Hand-made delete.end without a state is taken at its word.
+    """
+    at_its_word = "deleted" if event_type.endswith(".delete.end") else "unknown"
+    state = instance.get("state", at_its_word)
+    if not isinstance(state, str):
+        raise MalformedNotification(f"state is {state!r}, expected a text")
+    return Deletion(instance.get(id_key, "")) if state == "deleted" else None
+
+
+#: The key that tells a payload's shape, and what reads the payload of an event; the first counts.
+PAYLOAD_SHAPES: dict[str, Callable[[Any, str], Optional[Deletion]]] = {
+    "port": lambda payload, event_type: _port_deletion(_typed(payload, "port", dict) or {}),
+    "port_id": lambda payload, event_type: None,  # Neutron, before it sent the port along
+    "nova_object.data": lambda payload, event_type: _instance_deletion(
+        _typed(payload, "nova_object.data", dict) or {}, "uuid", event_type),
+    "instance_id": lambda payload, event_type: _instance_deletion(
+        payload, "instance_id", event_type),
 }
 
 
@@ -710,7 +750,7 @@ class Endpoint:
                         "in K2HR3 by them; use Nova's notifications")
         if not shape:
             raise MalformedNotification("payload names no instance")
-        return PAYLOAD_SHAPES[shape](payload)
+        return PAYLOAD_SHAPES[shape](payload, notification.event_type)
 
     def priorities(self) -> list[str]:
         """The priorities that there are methods for."""
@@ -733,6 +773,10 @@ STATUS_HINTS = {400: "this host's address is not in the API's delhost role, or i
                 403: "this host's address is not in the API's delhost role, or its store died",
                 404: "check the path of api_url", 414: "too many addresses for one request",
                 431: "too many addresses for one request"}
+
+
+#: After so many seconds K2HR3's 204 may mean that one of its store's operations timed out.
+DOUBTFUL_SECONDS = 8.0
 
 
 _Response: Any = http.client.HTTPResponse
@@ -1127,6 +1171,7 @@ class Listener:
     :raises ConfigError: certificate files can't be used
     """
 
+    remembered = 10_000  #: so many removed instances; fresh deletions of them are ignored
     hold_seconds = 30.0  #: a fresh deletion that waited here so long moves to the retry queue
     exit_code = 0  #: of a process that a deadline or a second signal had to end
 
@@ -1155,6 +1200,7 @@ class Listener:
         self._pending: Deque[Delivery] = deque()  # fresh deletions
         self._due: Deque[Delivery] = deque()  # deletions to be tried again now
         self._held: list[Delivery] = []  # what waits until it is due
+        self._removed: OrderedDict[str, None] = OrderedDict()  # whole instances, the oldest first
         self._retry_turn = False
         self._next_tick = self._next_look = 0.0  # monotonic
         self._said: set[str] = set()
@@ -1403,6 +1449,11 @@ class Listener:
                     not delivery.retry and began - delivery.since > self.hold_seconds)):
                 self._answer(partial(self._handed_back, delivery), True)
                 continue
+            # the events of one deletion come within milliseconds: looked at only now
+            if delivery and not delivery.retry and deletion.cuk in self._removed:
+                self._answer(partial(self._already_removed, delivery),
+                             len(self._work) <= self._ahead // 2)
+                continue
             try:
                 self.role_api.delete(deletion)
             except RoleApiError as failure:
@@ -1412,6 +1463,9 @@ class Listener:
             if error:
                 self._halt = True
             milliseconds = 1000 * (time.monotonic() - began)
+            if delivery and not (error or deletion.ips or delivery.attempts
+                                 or milliseconds > 1000 * DOUBTFUL_SECONDS):
+                self._removed[deletion.cuk] = None
             if delivery is None:
                 self._answer(partial(self._probed, error), True)
             else:
@@ -1434,6 +1488,12 @@ class Listener:
         while not self._results.empty():
             self._results.get()()
 
+    def _already_removed(self, delivery: Delivery) -> None:
+        self._with_workers -= 1
+        self.counters["ignored"] += 1
+        LOG.debug("ignored %s: its instance is removed", delivery.event)
+        delivery.finish()
+
     def _handed_back(self, delivery: Delivery) -> None:
         self._with_workers -= 1
         if time.monotonic() - delivery.since > self.hold_seconds:
@@ -1454,6 +1514,8 @@ class Listener:
         self._ahead = 0 if error else min(self._most_ahead, int(
             100 * self.config.k2hr3.concurrency / max(milliseconds, 1.0)))
         if error is None:
+            if len(self._removed) > self.remembered:
+                self._removed.popitem(last=False)
             self.counters["deleted"] += 1
             LOG.info("deleted %s", what)
             delivery.finish()
@@ -1787,6 +1849,8 @@ def _rows(config: Config) -> Iterable[Row]:
     yield "ok", "settings", ", ".join(config.files) or "no file found, all are defaults"
     for warning in config.warnings:
         yield "warn", "settings", warning
+    for gap in _gaps(config.sources):
+        yield "warn", "sources", gap
     try:
         with broker(config) as connection:
             yield from _check_broker(config, connection)
@@ -1796,6 +1860,24 @@ def _rows(config: Config) -> Iterable[Row]:
     failure = _failure(RoleApi(config.k2hr3), probe())
     yield ("fail", "Role API", str(failure)) if failure else (
         "ok", "Role API", f"{config.k2hr3.api_url}, {1000 * (time.monotonic() - began):.0f} ms")
+
+
+def _gaps(sources: Iterable[Source]) -> Iterable[str]:
+    """Deletions that no source hears of."""
+    heard = [event_type for event_type in (
+        "port.delete.end", "instance.delete.end", "instance.update",
+        "compute.instance.delete.end", "compute.instance.force_delete.end")
+        if any(_matches(source.event_type, event_type) for source in sources)]
+    if heard == ["port.delete.end"]:
+        yield ("only Neutron is heard: an instance whose port was made beforehand (by Heat, "
+               f"Terraform, --port) stays a member for ever; add [{NOTIFICATIONS}:nova]")
+    missing = {"instance.delete.end": "instance.update",
+               "compute.instance.delete.end": "compute.instance.force_delete.end"}
+    if not set(heard) & set(missing.values()):
+        for deleted in set(heard) & set(missing):
+            yield (f"{deleted} is heard and {missing[deleted]} is not: an instance that is "
+                   "force-deleted while its host is down stays a member for ever; let event_type "
+                   "accept both")
 
 
 def _check_broker(config: Config, connection: pika.BlockingConnection) -> Iterable[Row]:
@@ -1895,9 +1977,9 @@ SAMPLES: dict[str, tuple[str, str, Callable[[str, list[str]], Any]]] = {
         "device_id": cuk, "device_owner": "compute:nova",
         "fixed_ips": [{"ip_address": ip} for ip in ips]}}),
     "nova": ("nova-compute:sample", "instance.delete.end",
-             lambda cuk, ips: {"nova_object.data": {"uuid": cuk, "ip_addresses": []}}),
+             lambda cuk, ips: {"nova_object.data": {"uuid": cuk, "state": "deleted"}}),
     "compute": ("compute.sample", "compute.instance.delete.end",
-                lambda cuk, ips: {"instance_id": cuk}),
+                lambda cuk, ips: {"instance_id": cuk, "state": "deleted"}),
 }
 
 

@@ -121,6 +121,7 @@ def cuks(count: int) -> list[str]:
 # --- Settings ----------------------------------------------------------------------------------
 
 SECRET = "s3cret"
+NOTIFICATIONS = "oslo_messaging_notifications"
 
 
 def load(tmp_path: Path, text: str, **environ: str) -> Config:
@@ -236,10 +237,10 @@ def test_later_files_win_and_the_environment_wins_over_them(tmp_path: Path) -> N
 
 def test_the_environment_reaches_every_section(tmp_path: Path) -> None:
     config = load(
-        tmp_path, "[oslo_messaging_notifications:nova]\n",
+        tmp_path, "[oslo_messaging_notifications:own]\n",
         OS_DEFAULT__DEBUG_LEVEL="error", OS_OSLO_MESSAGING_RABBIT__HEARTBEAT_TIMEOUT_THRESHOLD="7",
         OS_OSLO_MESSAGING_NOTIFICATIONS__EXCHANGE="other",
-        **{"OS_OSLO_MESSAGING_NOTIFICATIONS:NOVA__TOPIC": "versioned_notifications"})
+        **{"OS_OSLO_MESSAGING_NOTIFICATIONS:OWN__TOPIC": "versioned_notifications"})
 
     assert config.default.debug_level == "error"
     assert config.rabbit.heartbeat_timeout_threshold == 7
@@ -265,6 +266,61 @@ def test_named_sections_are_the_sources_and_inherit_the_section_above(tmp_path: 
         ("neutron", "neutron", "notifications", "ours", "rabbit://a:b@broker/"),
         ("nova", "nova", "versioned_notifications", "ours", "rabbit://a:b@broker/")]
     assert config.queue == "ours"
+
+
+#: Service -> exchange, topic, an event that its preset accepts, one that it does not, a publisher.
+SERVICES = {
+    "neutron": ("neutron", "notifications", ["port.delete.end"], ["port.update.end", "Xport"],
+                "network.host1"),
+    "nova": ("nova", "versioned_notifications", ["instance.delete.end", "instance.update"],
+             ["instance.soft_delete.end", "instance.update.x"], "nova-conductor:host1"),
+    "compute": ("nova", "notifications",
+                ["compute.instance.delete.end", "compute.instance.force_delete.end"],
+                ["compute.instance.soft_delete.end", "compute.instance.update"], "api.host1"),
+}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_name_of_a_service_brings_its_settings(tmp_path: Path, service: str) -> None:
+    exchange, topic, accepted, refused, publisher = SERVICES[service]
+
+    config = load(tmp_path, f"[{NOTIFICATIONS}]\npool = ours\n[{NOTIFICATIONS}:{service}]\n")
+
+    source, = config.sources
+    assert (source.exchange, source.topic, source.pool) == (exchange, topic, "ours")
+    assert config.warnings == ()
+    for event_types, expected in ((accepted, True), (refused, False)):
+        for event_type in event_types:
+            assert accepts(source, Notification({}, publisher, event_type, "info", {}, {})
+                           ) == expected
+
+
+def test_a_services_section_overrides_what_its_name_brings(tmp_path: Path) -> None:
+    config = load(tmp_path, f"[{NOTIFICATIONS}:nova]\nexchange = openstack\ntopic = k2hr3\n"
+                            "event_type = ^instance\npublisher_id = ^nova-compute:\n")
+
+    assert config.sources == (dataclasses.replace(
+        Source(), name=f"{NOTIFICATIONS}:nova", exchange="openstack", topic="k2hr3",
+        event_type=re.compile("^instance"), publisher_id=re.compile("^nova-compute:")),)
+
+
+def test_what_a_services_name_overrules_above_it_is_warned_about(tmp_path: Path) -> None:
+    config = load(tmp_path, f"[{NOTIFICATIONS}]\nexchange = mine\ntopic = notifications\n"
+                            f"[{NOTIFICATIONS}:neutron]\n"
+                            f"[{NOTIFICATIONS}:nova]\nexchange = other\n")
+
+    assert [source.exchange for source in config.sources] == ["neutron", "other"]
+    assert sorted(re.findall(rf"\[{NOTIFICATIONS}\] (\w+): not used by \[(.*?)\]",
+                             "\n".join(config.warnings))) == [
+        ("exchange", f"{NOTIFICATIONS}:neutron"), ("topic", f"{NOTIFICATIONS}:nova")]
+    assert all(f"{tmp_path}/k2hr3_osnl.ini: " in warning for warning in config.warnings)
+
+
+@pytest.mark.parametrize("event_type", ["port.create.end", "port.update.end"])
+def test_events_of_living_ports_are_warned_about(tmp_path: Path, event_type: str) -> None:
+    warning, = load(tmp_path, f"[{NOTIFICATIONS}]\nevent_type = ^{event_type}$\n").warnings
+
+    assert f"accepts {event_type}: living instances would lose their rights" in warning
 
 
 @pytest.mark.parametrize(("default", "notifications", "used"), [
@@ -317,7 +373,6 @@ def test_oslos_names_of_the_rabbit_section(
     assert not [warning for warning in config.warnings if "unknown" in warning]
 
 
-NOTIFICATIONS = "oslo_messaging_notifications"
 WRONG_VALUES = [
     ("DEFAULT", "log_file", "/no-such-folder/log"),
     ("DEFAULT", "debug_level", "loud"),
@@ -1074,13 +1129,57 @@ def test_a_neutron_that_sends_no_port_is_warned_about_once(
     (port(CUK, [], fixed_ips=ips("my-host")), "is not an IP address"),
     ({"port": "x"}, "port is a str"), ({"port": []}, "port is a list"),
     ({"nova_object.data": None}, "not a UUID"), ({"nova_object.data": []}, "data is a list"),
-    ({"nova_object.data": {}}, "not a UUID"), ({"nova_object.data": {"uuid": 7}}, "uuid"),
+    ({"nova_object.data": {}}, "not a UUID"), ({"nova_object.data": {"uuid": 7}}, "not a UUID"),
     ({"instance_id": None}, "not a UUID"), ({"instance_id": "7"}, "'7' is not a UUID"),
     ({"instance_id": {"x": CUK}}, "not a UUID"),
 ])
 def test_payloads_that_no_attempt_can_make_good_are_malformed(payload: Any, reason: str) -> None:
     with pytest.raises(MalformedNotification, match=re.escape(reason)):
         deletion_of(payload)
+
+
+def with_state(payload: dict[str, Any], state: Any) -> dict[str, Any]:
+    """Nova's payload with another state; `...` leaves it out."""
+    values = payload.get("nova_object.data", payload)
+    values["state"] = state
+    if state is ...:
+        del values["state"]
+    return payload
+
+
+@pytest.mark.parametrize("to_payload", [instance, compute_instance])
+@pytest.mark.parametrize(("event_type", "state", "deleted"), [
+    ("instance.delete.end", "deleted", True),
+    ("compute.instance.force_delete.end", "deleted", True),
+    ("instance.update", "deleted", True),
+    ("instance.delete.end", "active", False),  # a deletion that failed
+    ("instance.delete.end", "error", False),
+    ("instance.soft_delete.end", "soft-delete", False),
+    ("instance.update", "active", False),
+    ("instance.delete.end", "Deleted", False),
+    ("instance.delete.end", "", False),
+    ("instance.delete.end", ..., True),  # hand-made, and taken at its word
+    ("compute.instance.delete.end", ..., True),
+    ("instance.update", ..., False),
+    ("compute.instance.update", ..., False),
+    ("instance.soft_delete.end", ..., False),
+    ("instance.delete.start", ..., False),
+])
+def test_the_state_of_an_instance_decides_whether_it_is_deleted(
+        to_payload: Callable[[str], dict[str, Any]], event_type: str, state: Any,
+        deleted: bool) -> None:
+    found = deletion_of(with_state(to_payload(CUK), state), event_type)
+
+    assert found == (Deletion(CUK) if deleted else None)
+
+
+@pytest.mark.parametrize("to_payload", [instance, compute_instance])
+@pytest.mark.parametrize("event_type", ["instance.delete.end", "instance.update"])
+@pytest.mark.parametrize("state", [None, 7, True, ["deleted"], {"deleted": True}])
+def test_a_state_that_is_no_text_is_malformed(
+        to_payload: Callable[[str], dict[str, Any]], event_type: str, state: Any) -> None:
+    with pytest.raises(MalformedNotification, match="expected a text"):
+        deletion_of(with_state(to_payload(CUK), state), event_type)
 
 
 @st.composite
@@ -2169,6 +2268,72 @@ def test_a_retry_is_attempted_whatever_its_headers_and_source(
         wait_until(lambda: api.deleted == set(deleted), 30)
         broker.wait_for_depth(RETRY, 0)
         broker.wait_for_depth(DEAD, 1)
+
+
+def nova_notification(cuk: str, event_type: str = "instance.delete.end") -> bytes:
+    return notification(event_type, instance(cuk), publisher_id="nova-compute:host1")
+
+
+def with_presets(broker: Broker, sections: dict[str, dict[str, object]], *services: str
+                 ) -> dict[str, dict[str, object]]:
+    """The settings with sources of these services, whose exchanges are there."""
+    with closing(broker.amqp()) as connection:
+        for service in services:
+            connection.channel().exchange_declare(SERVICES[service][0], "topic", durable=True)
+    return {**sections, **{f"{NOTIFICATIONS}:{service}": {} for service in services}}
+
+
+def test_a_normal_deletion_costs_two_requests_with_neutron_and_nova(
+        broker: Broker, api: RoleApi) -> None:
+    # Given an API that takes its time, so that all events of a deletion are here before it ends
+    api.delay = 0.1
+    cuk, other = cuks(2)
+    sections = with_presets(broker, settings(broker.url(), api.url), "neutron", "nova")
+    with listening(broker, sections) as listener:
+        wait_until(lambda: len(broker.bindings(POOL)) == 2)
+        # When they come in Nova's order
+        broker.publish(notification("port.delete.end", port(cuk, ADDRESSES)),
+                       "neutron", "notifications.info")
+        for event_type in ("instance.update", "instance.delete.end"):
+            broker.publish(nova_notification(cuk, event_type), "nova",
+                           "versioned_notifications.info")
+        broker.publish(nova_notification(other), "nova", "versioned_notifications.info")
+        wait_until(lambda: other in api.deleted)
+        listener.stop()
+        # Then the addresses go, then the instance, and nothing is asked for again
+        assert [(request.cuk, request.host) for request in api.requests] == [
+            (cuk, tuple(ADDRESSES)), (cuk, None), (other, None)]
+        assert " deleted=3 failed=0 ignored=1 retried=0 dead_letters=0" in listener.log
+    assert total(broker, *QUEUES) == 0
+
+
+def test_of_removed_instances_the_last_ones_are_remembered(broker: Broker, api: RoleApi) -> None:
+    first, second, third, last = cuks(4)
+    sections = with_presets(broker, settings(broker.url(), api.url), "nova")
+    with listening(broker, sections, "k2hr3_osnl.Listener.remembered = 2") as listener:
+        for cuk in (first, second, third, second, first, last):
+            broker.publish(nova_notification(cuk), "nova", "versioned_notifications.info")
+        wait_until(lambda: last in api.deleted)
+        listener.stop()
+    assert [request.cuk for request in api.requests] == [first, second, third, first, last]
+
+
+@pytest.mark.parametrize("doubtful", [False, True], ids=["retry", "after a doubtful removal"])
+def test_a_deletion_is_made_again_where_the_first_may_not_have_been_enough(
+        broker: Broker, api: RoleApi, doubtful: bool) -> None:
+    cuk, last = cuks(2)
+    change = "k2hr3_osnl.DOUBTFUL_SECONDS = 0" if doubtful else ""
+    sections = with_presets(broker, settings(broker.url(), api.url), "nova")
+    with listening(broker, sections, change) as listener:
+        broker.publish(nova_notification(cuk), "nova", "versioned_notifications.info")
+        wait_until(lambda: cuk in api.deleted)
+        if doubtful:
+            broker.publish(nova_notification(cuk), "nova", "versioned_notifications.info")
+        else:
+            broker.publish(nova_notification(cuk), "", RETRY)
+        broker.publish(nova_notification(last), "nova", "versioned_notifications.info")
+        wait_until(lambda: last in api.deleted and api.deletions[cuk] == 2)
+        listener.stop()
 
 
 # --- No message is ever in none of the queues ----------------------------------------------------
@@ -3731,6 +3896,7 @@ def rows(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str, str]]:
 def test_check_is_all_ok_where_a_listener_works(
         broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
     api.register(instance := cuks(1)[0], "10.0.0.5")
+    cloud = with_presets(broker, cloud, "neutron", "nova")
     with ListenerProcess(cloud) as listener:
         listener.wait_for_log("connected")
         wait_until(lambda: consumed(broker), what="the consumer")
@@ -3807,8 +3973,18 @@ def unknown_option(broker: Broker, api: RoleApi, sections: Sections) -> None:
     sections["k2hr3"]["time_out_seconds"] = 5
 
 
+def nova_of_2_0_0(broker: Broker, api: RoleApi, sections: Sections) -> None:
+    """The sources of the README's example for several services, as of version 2.0.0."""
+    sections.update(with_presets(broker, sections, "neutron", "nova"))
+    sections[f"{NOTIFICATIONS}:nova"] = {"event_type": r"^instance\.delete\.end$",
+                                        "publisher_id": "^nova-(compute|api):.*$"}
+
+
 CONDITIONS = [
     (nothing, f"queue {POOL}", "warn", "0 consumers", 0),
+    (nothing, "sources", "warn", "only Neutron is heard.*made beforehand.*:nova]", 0),
+    (nova_of_2_0_0, "sources", "warn",
+     "instance.delete.end is heard and instance.update is not.*force-deleted", 0),
     (no_exchange, "exchange neutron", "fail", "control_exchange.*driver", 1),
     (no_queues, f"queue {POOL}", "warn", "missing.*listener makes it", 0),
     (no_queues, f"queue {RETRY}", "warn", "missing", 0),
