@@ -30,7 +30,7 @@ $(PREDECESSOR)/ready:
 	@$(PREDECESSOR)/bin/pip install -q --disable-pip-version-check k2hr3-osnl==1.0.8
 	@touch $@
 
-demo: $(VENV)/ready  ## Three instances are deleted, and K2HR3 hears of it; with the API down, too
+demo: $(VENV)/ready  ## Instances are deleted, and K2HR3 hears of it; with its API down, too
 	@$(BIN)/python -m lab.demo
 
 test: $(VENV)/ready  ## All tests, on a real broker

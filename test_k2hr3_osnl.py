@@ -4396,7 +4396,8 @@ def test_a_settings_file_that_others_can_read_is_warned_about(
     file.chmod(mode)
     done = subprocess.run([sys.executable, str(PROGRAM), "-c", str(file), "check", "--json"],
                           capture_output=True, text=True)
-    found = [row["text"] for row in json.loads(done.stdout) if row["result"] == "warn"]
+    found = [row["text"] for row in json.loads(done.stdout)
+             if (row["result"], row["what"]) == ("warn", "settings")]
     assert [text for text in found if str(file) in text] == found
     assert len(found) == warned
 

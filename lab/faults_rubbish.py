@@ -7,9 +7,9 @@ dispatcher and NotificationFilter, and the rule for what a deletion is. One figu
 raised: it refuses envelopes of a newer minor version than its own, 2.0, which the program reads.
 
 It is a program of its own, so that hypothesis and oslo.messaging (which imports eventlet) stay out
-of the process that measures:
+of the process that measures (EVENT_TYPE is what the listener accepts, a regular expression):
 
-    python -m lab.faults_rubbish CUK UNIQUE COUNT VARIANTS < corpus > bodies
+    python -m lab.faults_rubbish CUK UNIQUE EVENT_TYPE COUNT VARIANTS < corpus > bodies
 
 reads and writes one body a line, in base64, and last a line of JSON: the deletions expected.
 """
@@ -45,18 +45,47 @@ Named = tuple[str, Optional[tuple[str, ...]]]
 INSERTED = (b'"', b"\\", b"{", b"0", b" ", b"event_type", b"\\u00e9", b"\xff", b"NaN")
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-    | st.sampled_from(["port.delete.end", "INFO", "2.0", "10.0.0.9", "compute:nova", "", [], {}]),
-    lambda values: st.lists(values, max_size=3) | st.dictionaries(
-        st.text(max_size=10) | st.sampled_from(["port", "fixed_ips", "ip_address", "event_type"]),
-        values, max_size=3),
-    max_leaves=6)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(
+        [
+            "port.delete.end",
+            "instance.delete.end",
+            "instance.update",
+            "deleted",
+            "active",
+            "INFO",
+            "2.0",
+            "10.0.0.9",
+            "compute:nova",
+            "",
+            [],
+            {},
+        ]
+    ),
+    lambda values: (
+        st.lists(values, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=10)
+            | st.sampled_from(["port", "fixed_ips", "ip_address", "event_type"]),
+            values,
+            max_size=3,
+        )
+    ),
+    max_leaves=6,
+)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every member in a JSON value."""
-    items: Any = value.items() if isinstance(value, dict) else enumerate(
-        value if isinstance(value, list) else ())
+    items: Any = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value if isinstance(value, list) else ())
+    )
     for key, item in items:
         yield (*path, key)
         yield from places(item, (*path, key))
@@ -68,20 +97,42 @@ def variants(corpus: Sequence[bytes], count: int) -> list[bytes]:
     envelopes = [json.loads(body) for body in corpus]
     messages = [json.loads(each.get("oslo.message", "null")) or each for each in envelopes]
     # what decides, as often as all the rest
-    decisive = {"event_type", "publisher_id", "priority", "payload", "port", "device_id",
-                "device_owner", "fixed_ips", "ip_address", "instance_id", "uuid"}
-    paths = [sorted(places(each), key=lambda path: (path[-1] not in decisive, len(path)))
-             for each in messages]
+    decisive = {
+        "event_type",
+        "publisher_id",
+        "priority",
+        "payload",
+        "port",
+        "device_id",
+        "device_owner",
+        "fixed_ips",
+        "ip_address",
+        "instance_id",
+        "uuid",
+        "state",
+    }
+    paths = [
+        sorted(places(each), key=lambda path: (path[-1] not in decisive, len(path)))
+        for each in messages
+    ]
     first = [sum(path[-1] in decisive for path in each) for each in paths]
 
     @seed(4)
-    @hypothesis_settings(max_examples=count, database=None, deadline=None,
-                         suppress_health_check=list(HealthCheck))
-    @given(which=st.integers(0, len(corpus) - 1), place=st.integers(0), common=st.booleans(),
-           gone=st.booleans(), value=JSON, enveloped=st.booleans(),
-           version=st.sampled_from(["2.0"] * 6 + ["2.1", "1.0", "3.0", "", 2]))
-    def collect(which: int, place: int, common: bool, gone: bool, value: Any, enveloped: bool,
-                version: Any) -> None:
+    @hypothesis_settings(
+        max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(
+        which=st.integers(0, len(corpus) - 1),
+        place=st.integers(0),
+        common=st.booleans(),
+        gone=st.booleans(),
+        value=JSON,
+        enveloped=st.booleans(),
+        version=st.sampled_from(["2.0"] * 6 + ["2.1", "1.0", "3.0", "", 2]),
+    )
+    def collect(
+        which: int, place: int, common: bool, gone: bool, value: Any, enveloped: bool, version: Any
+    ) -> None:
         message = copy.deepcopy(messages[which])
         path = paths[which][place % (len(paths[which]) if common else first[which])]
         parent = message
@@ -104,16 +155,23 @@ def harm(body: bytes, chance: random.Random) -> bytes:
     for _ in range(chance.choice((1, 1, 2, 3))):
         at = chance.randrange(len(body) + 1)
         to = min(len(body), at + chance.choice((1, 1, 2, 8, 100)))
-        other = chance.choice((
-            bytes([chance.randrange(256)]), chance.choice(INSERTED) + body[at:to], b"",
-            body[at:to] * 2, body[at:to].swapcase()))
+        other = chance.choice(
+            (
+                bytes([chance.randrange(256)]),
+                chance.choice(INSERTED) + body[at:to],
+                b"",
+                body[at:to] * 2,
+                body[at:to].swapcase(),
+            )
+        )
         rest = b"" if chance.random() < 0.05 else body[to:]  # cut off
         body = body[:at] + other + rest
     return body
 
 
-def bodies(corpus: Sequence[bytes], cuk: str, unique: str, count: int, structured: int
-           ) -> Iterator[bytes]:
+def bodies(
+    corpus: Sequence[bytes], cuk: str, unique: str, count: int, structured: int
+) -> Iterator[bytes]:
     """So many bodies, the same ones each time but for the instances' ids.
 
     Args:
@@ -132,8 +190,9 @@ def bodies(corpus: Sequence[bytes], cuk: str, unique: str, count: int, structure
             try:
                 envelope = json.loads(body)
                 inner = harm(envelope["oslo.message"].encode("utf-8", "surrogatepass"), chance)
-                body = json.dumps({**envelope, "oslo.message": inner.decode("utf-8", "replace")}
-                                  ).encode("utf-8", "surrogatepass")
+                body = json.dumps(
+                    {**envelope, "oslo.message": inner.decode("utf-8", "replace")}
+                ).encode("utf-8", "surrogatepass")
             except (ValueError, KeyError, AttributeError):
                 pass
         yield body
@@ -142,10 +201,10 @@ def bodies(corpus: Sequence[bytes], cuk: str, unique: str, count: int, structure
 class Expected:
     """What oslo.messaging and the rules of DESIGN.md lead to: the deletions to be sent."""
 
-    filter_rule = oslo_messaging.NotificationFilter(
-        event_type=r"^port\.delete\.end$", publisher_id="^network.*$")
-
-    def __init__(self) -> None:
+    def __init__(self, event_type: str) -> None:
+        self.filter_rule = oslo_messaging.NotificationFilter(
+            event_type=event_type, publisher_id="^network.*$"
+        )
         self.deletions: Counter[Named] = Counter()
         self._dispatcher = NotificationDispatcher([self], oslo_messaging.NoOpSerializer())
         logging.getLogger("oslo_messaging").setLevel(logging.CRITICAL)
@@ -161,16 +220,17 @@ class Expected:
             pass
         return body
 
-    def info(self, _context: Any, _publisher_id: str, _event_type: str, payload: Any,
-             _metadata: Any) -> None:
+    def info(
+        self, _context: Any, _publisher_id: str, event_type: str, payload: Any, _metadata: Any
+    ) -> None:
         """Called by oslo.messaging's dispatcher for what its filter accepts."""
-        deletion = wanted(payload)
+        deletion = wanted(event_type, payload)
         if deletion:
             self.deletions[deletion] += 1
 
 
-def wanted(payload: Any) -> Named | None:
-    """The deletion that a payload leads to."""
+def wanted(event_type: str, payload: Any) -> Named | None:
+    """The deletion that an event leads to."""
     if not isinstance(payload, dict):
         return None
     if "port" in payload:
@@ -190,8 +250,17 @@ def wanted(payload: Any) -> Named | None:
         return None
     if "nova_object.data" in payload:
         data = payload["nova_object.data"]
-        return canonical(data.get("uuid"), None) if isinstance(data, dict) else None
-    return canonical(payload.get("instance_id"), None)
+        if not isinstance(data, dict) or not is_deleted(event_type, data):
+            return None
+        return canonical(data.get("uuid"), None)
+    return canonical(payload.get("instance_id"), None) if is_deleted(event_type, payload) else None
+
+
+def is_deleted(event_type: str, instance: dict[str, Any]) -> bool:
+    """The state of Nova's instance decides; without one, an event that says so itself."""
+    if "state" not in instance:
+        return event_type.endswith(".delete.end")
+    return bool(instance["state"] == "deleted")
 
 
 def is_address(text: str) -> bool:
@@ -215,9 +284,9 @@ def canonical(cuk: Any, addresses: tuple[str, ...] | None) -> Named | None:
 
 
 def main() -> None:
-    cuk, unique, count, structured = sys.argv[1:]
+    cuk, unique, event_type, count, structured = sys.argv[1:]
     corpus = [base64.b64decode(line) for line in sys.stdin]
-    expected = Expected()
+    expected = Expected(event_type)
     for body in bodies(corpus, cuk, unique, int(count), int(structured)):
         print(base64.b64encode(expected.read(body)).decode())
     print(json.dumps([[*named, times] for named, times in expected.deletions.items()]))

@@ -377,10 +377,12 @@ def noise() -> list[tuple[str, dict[str, Any]]]:
     }
     updated = compute_instance(cuk)
     updated.update(state="active", old_state="building", deleted_at="", terminated_at="")
+    versioned = instance(cuk)
+    versioned["nova_object.data"].update(state="active", deleted_at=None, terminated_at=None)
     return [
         ("port.create.end", port(cuk, ["10.0.0.5"], status="DOWN")),
         ("port.update.end", port(cuk, ["10.0.0.5", "2001:db8::5"])),
-        ("instance.update", instance(cuk)),
+        ("instance.update", versioned),
         ("compute.instance.update", updated),
         ("network.create.end", {"network": network}),
     ]
