@@ -19,6 +19,7 @@ Run it:    k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini
 Embed it:  from k2hr3_osnl import Config, Endpoint, Listener
            Listener(Config.load("k2hr3_osnl.ini"), Endpoint()).run()
 """
+
 from __future__ import annotations
 
 import argparse
@@ -61,8 +62,18 @@ from pika.adapters.blocking_connection import BlockingChannel
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 __version__ = "2.0.0"
-__all__ = ["Config", "ConfigError", "Deletion", "Endpoint", "Error", "Listener",
-           "MalformedNotification", "Notification", "RoleApi", "RoleApiError"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Deletion",
+    "Endpoint",
+    "Error",
+    "Listener",
+    "MalformedNotification",
+    "Notification",
+    "RoleApi",
+    "RoleApiError",
+]
 LOG = logging.getLogger("k2hr3_osnl")
 
 # --- Errors ------------------------------------------------------------------------------------
@@ -86,8 +97,13 @@ class RoleApiError(Error):
     `status` is None without an answer; `retry_after` is in seconds, 0 where not asked for.
     """
 
-    def __init__(self, message: str, status: int | None = None, timed_out: bool = False,
-                 retry_after: float = 0.0) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        timed_out: bool = False,
+        retry_after: float = 0.0,
+    ) -> None:
         super().__init__(message)
         self.status, self.timed_out, self.retry_after = status, timed_out, retry_after
 
@@ -104,8 +120,11 @@ class Kind(NamedTuple):
 
 
 def _whole(lowest: int, highest: int) -> Kind:
-    return Kind(f"a whole number from {lowest} to {highest}", int,
-                lambda number: lowest <= number <= highest)
+    return Kind(
+        f"a whole number from {lowest} to {highest}",
+        int,
+        lambda number: lowest <= number <= highest,
+    )
 
 
 def _parse_rules(text: str) -> Rules:
@@ -126,36 +145,57 @@ def _is_writable(file: str) -> bool:
 
 def _is_api_url(url: str) -> bool:
     urllib.parse.urlsplit(url).port  # noqa: B018  it raises where there is no such port
-    return re.fullmatch(r"https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?"
-                        r"(/[!-\"$->@-~]*)?", url) is not None
+    return (
+        re.fullmatch(
+            r"https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?"
+            r"(/[!-\"$->@-~]*)?",
+            url,
+        )
+        is not None
+    )
 
 
 Regex = Optional["re.Pattern[str]"]
 Rules = Tuple[Tuple[str, "re.Pattern[str]"], ...]
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING,
-          "error": logging.ERROR, "critical": logging.CRITICAL, "notset": logging.DEBUG}
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+    "notset": logging.DEBUG,
+}
 STREAMS = ("sys.stderr", "sys.stdout", "")
 LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", str, _is_writable)
 FILE = Kind("a file that can be read", str, _is_readable)
 LEVEL = Kind("one of " + ", ".join(LEVELS), str, LEVELS.__contains__)
 NAME = Kind("a name of 1 to 200 characters", str, re.compile("[!-~]{1,200}").fullmatch)
 POOL = Kind("a name of up to 200 characters, or nothing", str, re.compile("[!-~]{0,200}").fullmatch)
-LOGIN = Kind("one of AMQPLAIN, PLAIN, EXTERNAL", str,
-             re.compile("amqplain|plain|external", re.I).fullmatch)
+LOGIN = Kind(
+    "one of AMQPLAIN, PLAIN, EXTERNAL", str, re.compile("amqplain|plain|external", re.I).fullmatch
+)
 BOOLEAN = Kind("true or false", lambda text: configparser.ConfigParser.BOOLEAN_STATES[text.lower()])
 REGEX = Kind("a regular expression", lambda text: re.compile(text) if text else None)
 RULES = Kind("key:regex,key:regex", _parse_rules)
 API_URL = Kind("http[s]://host[:port][/path], without user or query", str, _is_api_url)
-TRANSPORT_URL = Kind("rabbit://user:password@host:port[,user:password@host:port]/virtual_host "
-                     "with user and password %-encoded", str, lambda url: parse_transport_url(url))
-NO_URL = Kind(f"{TRANSPORT_URL.accepts}, or nothing", str,
-              lambda url: not url or parse_transport_url(url))
+TRANSPORT_URL = Kind(
+    "rabbit://user:password@host:port[,user:password@host:port]/virtual_host "
+    "with user and password %-encoded",
+    str,
+    lambda url: parse_transport_url(url),
+)
+NO_URL = Kind(
+    f"{TRANSPORT_URL.accepts}, or nothing", str, lambda url: not url or parse_transport_url(url)
+)
 
 
 def option(kind: Kind, default: Any, meaning: str) -> Any:
     """An entry of the option table, as the field of a section's dataclass."""
-    return dataclasses.field(default=default, repr=kind not in (TRANSPORT_URL, NO_URL),
-                             metadata={"kind": kind, "meaning": meaning})
+    return dataclasses.field(
+        default=default,
+        repr=kind not in (TRANSPORT_URL, NO_URL),
+        metadata={"kind": kind, "meaning": meaning},
+    )
 
 
 @dataclass(frozen=True)
@@ -172,8 +212,11 @@ class Default:
 class Source:
     """``[oslo_messaging_notifications]`` or one of its named sections: what is consumed."""
 
-    transport_url: str = option(TRANSPORT_URL, "rabbit://guest:guest@127.0.0.1:5672/",
-                                "the brokers that OpenStack publishes to")
+    transport_url: str = option(
+        TRANSPORT_URL,
+        "rabbit://guest:guest@127.0.0.1:5672/",
+        "the brokers that OpenStack publishes to",
+    )
     topic: str = option(NAME, "notifications", "routing keys are <topic>.<priority>")
     exchange: str = option(NAME, "neutron", "control_exchange of the publishing service")
     event_type: Regex = option(REGEX, re.compile(r"^port\.delete\.end$"), "which events count")
@@ -217,7 +260,8 @@ class K2hr3:
     key_file: str = option(FILE, "", "its key")
     concurrency: int = option(_whole(1, 256), 1, "attempts at once")
     dead_letter_after_seconds: int = option(
-        _whole(0, 10 ** 9), 0, "a deletion failing for so long is a dead letter; 0: never")
+        _whole(0, 10**9), 0, "a deletion failing for so long is a dead letter; 0: never"
+    )
 
 
 #: Events of ports that are still there. (Nova's notifications say themselves who is deleted.)
@@ -227,26 +271,44 @@ NOTIFICATIONS, RABBIT = "oslo_messaging_notifications", "oslo_messaging_rabbit"
 #: computes both publish deletions, so no publisher is left out there: the state decides.
 PRESETS: dict[str, dict[str, Any]] = {
     f"{NOTIFICATIONS}:neutron": {
-        "exchange": "neutron", "topic": "notifications",
+        "exchange": "neutron",
+        "topic": "notifications",
         "event_type": re.compile(r"^port\.delete\.end$"),
-        "publisher_id": re.compile(r"^network.*$")},
+        "publisher_id": re.compile(r"^network.*$"),
+    },
     f"{NOTIFICATIONS}:nova": {
-        "exchange": "nova", "topic": "versioned_notifications",
-        "event_type": re.compile(r"^instance\.(delete\.end|update)$"), "publisher_id": None},
+        "exchange": "nova",
+        "topic": "versioned_notifications",
+        "event_type": re.compile(r"^instance\.(delete\.end|update)$"),
+        "publisher_id": None,
+    },
     f"{NOTIFICATIONS}:compute": {
-        "exchange": "nova", "topic": "notifications",
+        "exchange": "nova",
+        "topic": "notifications",
         "event_type": re.compile(r"^compute\.instance\.(force_)?delete\.end$"),
-        "publisher_id": None},
+        "publisher_id": None,
+    },
 }
 #: The option table: one dataclass a section. A named source's section is like the second.
 OPTIONS: dict[str, Any] = {
-    "DEFAULT": Default, NOTIFICATIONS: Source, RABBIT: Rabbit, "k2hr3": K2hr3}
+    "DEFAULT": Default,
+    NOTIFICATIONS: Source,
+    RABBIT: Rabbit,
+    "k2hr3": K2hr3,
+}
 #: Options that the predecessor or oslo.messaging know, accepted without effect.
-WITHOUT_EFFECT = {NOTIFICATIONS: ("executor", "allow_requeue", "topics", "driver", "retry"),
-                  "k2hr3": ("requeue_on_error",)}
+WITHOUT_EFFECT = {
+    NOTIFICATIONS: ("executor", "allow_requeue", "topics", "driver", "retry"),
+    "k2hr3": ("requeue_on_error",),
+}
 #: Other names of options: the predecessor's, and older oslo.messaging's.
-SAME_AS = {"retries": "max_retries", "rabbit_use_ssl": "ssl", "kombu_ssl_ca_certs": "ssl_ca_file",
-           "kombu_ssl_certfile": "ssl_cert_file", "kombu_ssl_keyfile": "ssl_key_file"}
+SAME_AS = {
+    "retries": "max_retries",
+    "rabbit_use_ssl": "ssl",
+    "kombu_ssl_ca_certs": "ssl_ca_file",
+    "kombu_ssl_certfile": "ssl_cert_file",
+    "kombu_ssl_keyfile": "ssl_key_file",
+}
 #: Section -> option -> its text, and the file or variable it stands in.
 Settings = Dict[str, Dict[str, Tuple[str, str]]]
 
@@ -283,19 +345,26 @@ class Config:
         default = _section("DEFAULT", settings, Default())
         if default.transport_url:
             settings[NOTIFICATIONS].setdefault(
-                "transport_url", settings["DEFAULT"]["transport_url"])
+                "transport_url", settings["DEFAULT"]["transport_url"]
+            )
         base = _section(NOTIFICATIONS, settings, Source())
         sources = tuple(
             _section(section, settings, dataclasses.replace(base, **PRESETS.get(section, {})))
-            for section in settings if section.startswith(NOTIFICATIONS + ":")) or (base,)
+            for section in settings
+            if section.startswith(NOTIFICATIONS + ":")
+        ) or (base,)
         for source in sources:
             if source.transport_url != base.transport_url:
-                raise ConfigError(f"{settings[source.name]['transport_url'][1]}: [{source.name}] "
-                                  f"transport_url: accepted is the one of [{NOTIFICATIONS}]; for "
-                                  "another broker run a second listener")
+                raise ConfigError(
+                    f"{settings[source.name]['transport_url'][1]}: [{source.name}] "
+                    f"transport_url: accepted is the one of [{NOTIFICATIONS}]; for "
+                    "another broker run a second listener"
+                )
             if source.pool in [f"{source.topic}.{priority}" for priority in PRIORITIES]:
-                raise ConfigError(f"{', '.join(files)}: [{source.name}] pool = {source.pool}: the "
-                                  "services' own queue; accepted is another name, or nothing")
+                raise ConfigError(
+                    f"{', '.join(files)}: [{source.name}] pool = {source.pool}: the "
+                    "services' own queue; accepted is another name, or nothing"
+                )
         # oslo.messaging lets the query of a transport URL override its driver's options
         url, origin = settings[NOTIFICATIONS].get("transport_url", ("", ""))
         for name, text in urllib.parse.parse_qsl(url.partition("?")[2]):
@@ -307,9 +376,18 @@ class Config:
             RoleApi(k2hr3)
         except ConfigError as error:
             raise ConfigError(f"{', '.join(files)}: {error}") from None
-        return cls(default, sources, rabbit, k2hr3, (*files, *variables), (
-            *_unknown_options(settings), *_overruled_options(settings, base),
-            *_risks(sources, rabbit, k2hr3, files)))
+        return cls(
+            default,
+            sources,
+            rabbit,
+            k2hr3,
+            (*files, *variables),
+            (
+                *_unknown_options(settings),
+                *_overruled_options(settings, base),
+                *_risks(sources, rabbit, k2hr3, files),
+            ),
+        )
 
 
 def _put(settings: Settings, section: str, name: str, text: str, origin: str) -> None:
@@ -321,8 +399,9 @@ def _put(settings: Settings, section: str, name: str, text: str, origin: str) ->
 
 
 def _read_file(file: str, settings: Settings) -> None:
-    parser = configparser.ConfigParser(interpolation=None, strict=False, default_section="\0",
-                                       empty_lines_in_values=False)
+    parser = configparser.ConfigParser(
+        interpolation=None, strict=False, default_section="\0", empty_lines_in_values=False
+    )
     try:
         with open(file, encoding="utf-8-sig") as lines:
             parser.read_file(lines)
@@ -330,8 +409,9 @@ def _read_file(file: str, settings: Settings) -> None:
         # configparser's own text quotes the line, password and all
         errors = getattr(error, "errors", None) or [(getattr(error, "lineno", 0), "")]
         what = f"line {errors[0][0]} is no option = value" if errors[0][0] else str(error)
-        raise ConfigError(f"{file}: {what}: accepted is a text file of [section] and "
-                          "option = value") from None
+        raise ConfigError(
+            f"{file}: {what}: accepted is a text file of [section] and option = value"
+        ) from None
     for section in parser.sections():
         settings.setdefault(section, {})  # a named source may inherit everything
         for name, text in parser.items(section):
@@ -364,8 +444,9 @@ def _section(section: str, settings: Settings, base: Any) -> Any:
                 shown = re.sub("//.*@", "//…@", " ".join(text.split()))
                 if not field.repr:  # a password, wherever it stands
                     shown = shown.partition(":")[0] + ":…"
-                raise ConfigError(f"{origin}: [{section}] {field.name} = {shown}: accepted is "
-                                  f"{kind.accepts}") from None
+                raise ConfigError(
+                    f"{origin}: [{section}] {field.name} = {shown}: accepted is {kind.accepts}"
+                ) from None
     return dataclasses.replace(base, **values)
 
 
@@ -382,29 +463,38 @@ def _unknown_options(settings: Settings) -> Iterable[str]:
 def _overruled_options(settings: Settings, base: Source) -> Iterable[str]:
     for section in settings.keys() & PRESETS.keys():
         for name, value in PRESETS[section].items():
-            if (name in settings[NOTIFICATIONS] and name not in settings[section]
-                    and getattr(base, name) != value):
-                yield (f"{settings[NOTIFICATIONS][name][1]}: [{NOTIFICATIONS}] {name}: not used by "
-                       f"[{section}], which has its own; set it in that section to change it")
+            if (
+                name in settings[NOTIFICATIONS]
+                and name not in settings[section]
+                and getattr(base, name) != value
+            ):
+                yield (
+                    f"{settings[NOTIFICATIONS][name][1]}: [{NOTIFICATIONS}] {name}: not used by "
+                    f"[{section}], which has its own; set it in that section to change it"
+                )
 
 
-def _risks(sources: Iterable[Source], rabbit: Rabbit, k2hr3: K2hr3,
-           files: Iterable[str]) -> Iterable[str]:
+def _risks(
+    sources: Iterable[Source], rabbit: Rabbit, k2hr3: K2hr3, files: Iterable[str]
+) -> Iterable[str]:
     if rabbit.ssl and not rabbit.ssl_ca_file:
         yield f"[{RABBIT}] ssl without ssl_ca_file: encrypted but unverified"
     if k2hr3.allow_self_signed_cert:
         yield "[k2hr3] allow_self_signed_cert: any server is trusted; see ca_file"
     for source in sources:
         for event_type in filter(partial(_matches, source.event_type), LIVING_PORTS):
-            yield (f"[{source.name}] event_type accepts {event_type}: living instances would lose "
-                   "their rights")
+            yield (
+                f"[{source.name}] event_type accepts {event_type}: living instances would lose "
+                "their rights"
+            )
     for file in files:
         if os.stat(file).st_mode & 0o004:
             yield f"{file}: can be read by everyone, and may hold a password: chmod o-r"
 
 
-def tls_context(options: str, ca_file: str, cert_file: str, key_file: str,
-                verify: bool) -> ssl.SSLContext:
+def tls_context(
+    options: str, ca_file: str, cert_file: str, key_file: str, verify: bool
+) -> ssl.SSLContext:
     """A client's TLS context.
 
     :param options: the names of the three files' options, for the error
@@ -416,8 +506,9 @@ def tls_context(options: str, ca_file: str, cert_file: str, key_file: str,
             context.load_cert_chain(cert_file, key_file or None, password="")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = ", ".join(file for file in (ca_file, cert_file, key_file) if file)
-        raise ConfigError(f"{options} = {files}: {error}: accepted are PEM files, without pass "
-                          "phrase") from None
+        raise ConfigError(
+            f"{options} = {files}: {error}: accepted are PEM files, without pass phrase"
+        ) from None
     if not verify:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
@@ -426,8 +517,10 @@ def tls_context(options: str, ca_file: str, cert_file: str, key_file: str,
 # --- Transport ---------------------------------------------------------------------------------
 
 _TRANSPORT = re.compile(r"(?:rabbit|kombu|amqp)://(?P<hosts>[^/?]+)/?(?P<path>[^?]*)(?:\?.*)?")
-_HOST = re.compile(r"(?:(?P<user>[^:@]*)(?::(?P<password>.*))?@)?(?:\[(?P<ipv6>[\da-fA-F:.%]+)\]|"
-                   r"(?P<name>[^\[\]:@\s]+))(?::(?P<port>[1-9]\d{0,4}))?")
+_HOST = re.compile(
+    r"(?:(?P<user>[^:@]*)(?::(?P<password>.*))?@)?(?:\[(?P<ipv6>[\da-fA-F:.%]+)\]|"
+    r"(?P<name>[^\[\]:@\s]+))(?::(?P<port>[1-9]\d{0,4}))?"
+)
 
 
 def parse_transport_url(url: str, rabbit: Rabbit = Rabbit()) -> list[pika.ConnectionParameters]:
@@ -440,8 +533,12 @@ def parse_transport_url(url: str, rabbit: Rabbit = Rabbit()) -> list[pika.Connec
     parts = _TRANSPORT.fullmatch(url)
     hosts = [_HOST.fullmatch(host) for host in parts["hosts"].split(",")] if parts else []
     tls = rabbit.ssl and tls_context(
-        f"[{RABBIT}] ssl_ca_file, ssl_cert_file, ssl_key_file", rabbit.ssl_ca_file,
-        rabbit.ssl_cert_file, rabbit.ssl_key_file, verify=bool(rabbit.ssl_ca_file))
+        f"[{RABBIT}] ssl_ca_file, ssl_cert_file, ssl_key_file",
+        rabbit.ssl_ca_file,
+        rabbit.ssl_cert_file,
+        rabbit.ssl_key_file,
+        verify=bool(rabbit.ssl_ca_file),
+    )
     if tls and not rabbit.ssl_enforce_hostname_verification:
         tls.check_hostname = False
     found = []
@@ -449,23 +546,34 @@ def parse_transport_url(url: str, rabbit: Rabbit = Rabbit()) -> list[pika.Connec
         if parts is None or host is None or int(host["port"] or 5672) > 65535:
             raise ConfigError(f"transport_url: accepted is {TRANSPORT_URL.accepts}")
         name = host["ipv6"] or host["name"]
-        user, password = (urllib.parse.unquote(text) for text in (
-            host["user"] or "guest", host["password"] or ("" if host["user"] else "guest")))
-        found.append(pika.ConnectionParameters(
-            host=name, port=int(host["port"] or 5672),
-            virtual_host=urllib.parse.unquote(parts["path"]) or "/",
-            credentials=pika.credentials.ExternalCredentials()
-            if rabbit.rabbit_login_method.upper() == "EXTERNAL"
-            else pika.PlainCredentials(user, password),
-            heartbeat=rabbit.heartbeat_timeout_threshold,
-            ssl_options=pika.SSLOptions(tls, name) if tls else None,
-            socket_timeout=5, stack_timeout=5,  # seconds to accept, negotiate TLS and log us in
-            client_properties={"connection_name": f"k2hr3_osnl on {socket.gethostname()}"}))
+        user, password = (
+            urllib.parse.unquote(text)
+            for text in (
+                host["user"] or "guest",
+                host["password"] or ("" if host["user"] else "guest"),
+            )
+        )
+        found.append(
+            pika.ConnectionParameters(
+                host=name,
+                port=int(host["port"] or 5672),
+                virtual_host=urllib.parse.unquote(parts["path"]) or "/",
+                credentials=pika.credentials.ExternalCredentials()
+                if rabbit.rabbit_login_method.upper() == "EXTERNAL"
+                else pika.PlainCredentials(user, password),
+                heartbeat=rabbit.heartbeat_timeout_threshold,
+                ssl_options=pika.SSLOptions(tls, name) if tls else None,
+                socket_timeout=5,
+                stack_timeout=5,  # seconds to accept, negotiate TLS and log us in
+                client_properties={"connection_name": f"k2hr3_osnl on {socket.gethostname()}"},
+            )
+        )
     return found
 
 
-def connect(hosts: list[pika.ConnectionParameters],
-            give_up: Callable[[], bool] = lambda: False) -> pika.BlockingConnection:
+def connect(
+    hosts: list[pika.ConnectionParameters], give_up: Callable[[], bool] = lambda: False
+) -> pika.BlockingConnection:
     """Connect to the first host that answers, tried in shuffled order as oslo.messaging does.
 
     :param give_up: asked before each host
@@ -492,8 +600,9 @@ def explain(error: BaseException | None) -> str:
     return " ".join(repr(error).split())[:300]
 
 
-def refusal(connection: pika.BlockingConnection,
-            request: Callable[[BlockingChannel], Any]) -> amqp.ChannelClosedByBroker | None:
+def refusal(
+    connection: pika.BlockingConnection, request: Callable[[BlockingChannel], Any]
+) -> amqp.ChannelClosedByBroker | None:
     """Make a request on a channel of its own, since the broker closes it where it refuses."""
     try:
         with connection.channel() as channel:
@@ -503,8 +612,9 @@ def refusal(connection: pika.BlockingConnection,
     return None
 
 
-def look_at(connection: pika.BlockingConnection,
-            queue: str) -> tuple[int, int, amqp.ChannelClosedByBroker | None]:
+def look_at(
+    connection: pika.BlockingConnection, queue: str
+) -> tuple[int, int, amqp.ChannelClosedByBroker | None]:
     """How many messages are ready in a queue, its consumers, and how the broker refused to tell."""
     try:
         with connection.channel() as channel:
@@ -514,8 +624,9 @@ def look_at(connection: pika.BlockingConnection,
         return 0, 0, error
 
 
-def ensure_queue(connection: pika.BlockingConnection, name: str,
-                 create: str = "") -> amqp.ChannelClosedByBroker | None:
+def ensure_queue(
+    connection: pika.BlockingConnection, name: str, create: str = ""
+) -> amqp.ChannelClosedByBroker | None:
     """Use a queue as it is, else create it as "classic" or "quorum"; returns how it was refused."""
     arguments: dict[str, Any] = {"x-queue-type": create}
     if create == "quorum":  # -1 drops at the first return on 3.x, and no limit means 20 on 4.x
@@ -523,8 +634,10 @@ def ensure_queue(connection: pika.BlockingConnection, name: str,
     for _ in range(2):  # a 406 means that another listener was faster: then it exists
         _, _, refused = look_at(connection, name)
         if refused and refused.reply_code == 404 and create:
-            refused = refusal(connection, lambda channel: channel.queue_declare(
-                name, durable=True, arguments=arguments))
+            refused = refusal(
+                connection,
+                lambda channel: channel.queue_declare(name, durable=True, arguments=arguments),
+            )
         if refused is None or refused.reply_code != 406:
             break
     return refused
@@ -572,14 +685,20 @@ def decode(body: bytes, properties: pika.BasicProperties) -> Notification:
             raise MalformedNotification(f"{name} is missing or not a text")
     return Notification(
         {name[9:]: value for name, value in message.items() if name.startswith("_context_")},
-        message["publisher_id"], message["event_type"], message["priority"].lower(),
-        message.get("payload"), {name: message.get(name) for name in ("message_id", "timestamp")})
+        message["publisher_id"],
+        message["event_type"],
+        message["priority"].lower(),
+        message.get("payload"),
+        {name: message.get(name) for name in ("message_id", "timestamp")},
+    )
 
 
 def _unpack(body: bytes, properties: pika.BasicProperties) -> str:
     compression = (properties.headers or {}).get("compression")
-    unpackers: dict[Any, Any] = {"application/x-gzip": zlib.decompressobj,
-                                 "application/x-bz2": bz2.BZ2Decompressor}
+    unpackers: dict[Any, Any] = {
+        "application/x-gzip": zlib.decompressobj,
+        "application/x-bz2": bz2.BZ2Decompressor,
+    }
     try:
         if compression and len(body) <= MAX_BYTES:
             unpacker = unpackers[compression]()
@@ -618,8 +737,12 @@ def quick_event_type(body: bytes, properties: pika.BasicProperties) -> bytes | N
     None where it is compressed, or where letters of a key may be written as ``\u00..``.
     """
     found = _EVENT_TYPE.search(body)
-    if (found is None or body.count(b"event_type") != 1 or rb"\u00" in body
-            or "compression" in (properties.headers or ())):
+    if (
+        found is None
+        or body.count(b"event_type") != 1
+        or rb"\u00" in body
+        or "compression" in (properties.headers or ())
+    ):
         return None
     return found[2]
 
@@ -632,13 +755,19 @@ def accepts(source: Source, notification: Notification) -> bool:
 
     https://docs.openstack.org/oslo.messaging/latest/reference/notification_listener.html
     """
-    return (_matches(source.event_type, notification.event_type)
-            and _matches(source.publisher_id, notification.publisher_id)
-            and all(isinstance(values, dict) and _matches(regex, values.get(key))
-                    for rules, values in ((source.context, notification.context),
-                                          (source.metadata, notification.metadata),
-                                          (source.payload, notification.payload))
-                    for key, regex in rules))
+    return (
+        _matches(source.event_type, notification.event_type)
+        and _matches(source.publisher_id, notification.publisher_id)
+        and all(
+            isinstance(values, dict) and _matches(regex, values.get(key))
+            for rules, values in (
+                (source.context, notification.context),
+                (source.metadata, notification.metadata),
+                (source.payload, notification.payload),
+            )
+            for key, regex in rules
+        )
+    )
 
 
 def _matches(regex: Regex, value: Any) -> bool:
@@ -683,9 +812,11 @@ def _port_deletion(port: Mapping[str, Any]) -> Deletion | None:
     """Of Neutron's port: its addresses only, since the instance may live on without it."""
     owner, device_id = _typed(port, "device_owner", str), _typed(port, "device_id", str)
     fixed_ips = _typed(port, "fixed_ips", list)
-    if (not device_id or not fixed_ips
-            or (not _UUID.fullmatch(device_id) if owner is None
-                else not owner.startswith("compute:"))):
+    if (
+        not device_id
+        or not fixed_ips
+        or (not _UUID.fullmatch(device_id) if owner is None else not owner.startswith("compute:"))
+    ):
         return None
     addresses: Any = [(ip if isinstance(ip, dict) else {}).get("ip_address") for ip in fixed_ips]
     return Deletion(device_id, tuple(addresses))
@@ -698,8 +829,9 @@ def _typed(values: Mapping[str, Any], key: str, kind: type) -> Any:
     return values.get(key)
 
 
-def _instance_deletion(instance: Mapping[str, Any], id_key: str,
-                       event_type: str) -> Deletion | None:
+def _instance_deletion(
+    instance: Mapping[str, Any], id_key: str, event_type: str
+) -> Deletion | None:
     """Of Nova's instance: all of it, exactly if its state is "deleted".
 
     Nova publishes delete.end for a deletion that failed, too, and none for some that did not; its
@@ -717,9 +849,11 @@ PAYLOAD_SHAPES: dict[str, Callable[[Any, str], Optional[Deletion]]] = {
     "port": lambda payload, event_type: _port_deletion(_typed(payload, "port", dict) or {}),
     "port_id": lambda payload, event_type: None,  # Neutron, before it sent the port along
     "nova_object.data": lambda payload, event_type: _instance_deletion(
-        _typed(payload, "nova_object.data", dict) or {}, "uuid", event_type),
+        _typed(payload, "nova_object.data", dict) or {}, "uuid", event_type
+    ),
     "instance_id": lambda payload, event_type: _instance_deletion(
-        payload, "instance_id", event_type),
+        payload, "instance_id", event_type
+    ),
 }
 
 
@@ -746,8 +880,10 @@ class Endpoint:
         shape = next((key for key in PAYLOAD_SHAPES if key in payload), "")
         if shape == "port_id" and not self._told_of_old_neutron:
             self._told_of_old_neutron = True
-            LOG.warning("this Neutron deletes ports without saying whose: nothing can be deleted "
-                        "in K2HR3 by them; use Nova's notifications")
+            LOG.warning(
+                "this Neutron deletes ports without saying whose: nothing can be deleted "
+                "in K2HR3 by them; use Nova's notifications"
+            )
         if not shape:
             raise MalformedNotification("payload names no instance")
         return PAYLOAD_SHAPES[shape](payload, notification.event_type)
@@ -769,10 +905,13 @@ class Endpoint:
 # --- Role API ----------------------------------------------------------------------------------
 
 #: What to check, by the status that came back.
-STATUS_HINTS = {400: "this host's address is not in the API's delhost role, or its store is down",
-                403: "this host's address is not in the API's delhost role, or its store died",
-                404: "check the path of api_url", 414: "too many addresses for one request",
-                431: "too many addresses for one request"}
+STATUS_HINTS = {
+    400: "this host's address is not in the API's delhost role, or its store is down",
+    403: "this host's address is not in the API's delhost role, or its store died",
+    404: "check the path of api_url",
+    414: "too many addresses for one request",
+    431: "too many addresses for one request",
+}
 
 
 #: After so many seconds K2HR3's 204 may mean that one of its store's operations timed out.
@@ -813,7 +952,8 @@ class _Connection(HTTPConnection):
     idle_seconds = 4.0  # K2HR3 closes it after 5
     _used = 0.0
     response_class: Any = staticmethod(
-        lambda sock, *rest, **more: _Response(_Reply(sock), *rest, **more))
+        lambda sock, *rest, **more: _Response(_Reply(sock), *rest, **more)
+    )
 
     def _new_conn(self) -> socket.socket:
         """All addresses of the host share one time-out; urllib3 would give it to each."""
@@ -823,7 +963,8 @@ class _Connection(HTTPConnection):
             found = socket.getaddrinfo(name, self.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as failure:
             raise urllib3.exceptions.NewConnectionError(
-                cast(Any, self), f"{name}: {failure}") from None
+                cast(Any, self), f"{name}: {failure}"
+            ) from None
         for number, address in enumerate(found):
             left = deadline - time.monotonic()  # a dead address leaves the others their share
             self._dns_host = str(address[4][0])
@@ -867,20 +1008,26 @@ class RoleApi:
         self._timeout = urllib3.Timeout(total=options.timeout_seconds)
         self._pool: Any
         if url.scheme == "https":
-            context = tls_context("[k2hr3] ca_file, cert_file, key_file", options.ca_file,
-                                  options.cert_file, options.key_file,
-                                  verify=not options.allow_self_signed_cert)
+            context = tls_context(
+                "[k2hr3] ca_file, cert_file, key_file",
+                options.ca_file,
+                options.cert_file,
+                options.key_file,
+                verify=not options.allow_self_signed_cert,
+            )
             # urllib3 matches the name itself then; else its 1.26 fails for an address as host
             context.check_hostname = False
             self._pool = urllib3.HTTPSConnectionPool(
-                url.hostname or "", url.port, maxsize=options.concurrency, ssl_context=context)
+                url.hostname or "", url.port, maxsize=options.concurrency, ssl_context=context
+            )
             if options.allow_self_signed_cert:  # warned of at start, not at each connection
                 self._pool.cert_reqs = "CERT_NONE"
                 urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
             self._pool.ConnectionCls = _TlsConnection
         else:
             self._pool = urllib3.HTTPConnectionPool(
-                url.hostname or "", url.port, maxsize=options.concurrency)
+                url.hostname or "", url.port, maxsize=options.concurrency
+            )
             self._pool.ConnectionCls = _Connection
 
     def delete(self, deletion: Deletion) -> None:
@@ -890,32 +1037,49 @@ class RoleApi:
         """
         try:
             response = self._pool.urlopen(
-                "DELETE", f"{self._path}?{deletion.query}", redirect=False, retries=False,
-                headers={"User-Agent": f"k2hr3_osnl/{__version__}"}, timeout=self._timeout,
-                preload_content=False)
+                "DELETE",
+                f"{self._path}?{deletion.query}",
+                redirect=False,
+                retries=False,
+                headers={"User-Agent": f"k2hr3_osnl/{__version__}"},
+                timeout=self._timeout,
+                preload_content=False,
+            )
             response.read(65536)
             if not response.closed:  # more of a body than is of use
                 response.close()
             response.release_conn()
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError,
-                ValueError) as error:
+        except (
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+            OSError,
+            ValueError,
+        ) as error:
             timed_out = isinstance(error, (urllib3.exceptions.TimeoutError, socket.timeout)) and (
-                not isinstance(error, urllib3.exceptions.NewConnectionError))
+                not isinstance(error, urllib3.exceptions.NewConnectionError)
+            )
             what = re.sub(r"<[^>]*>: |HTTPS?Connection\w*\([^)]*\): ", "", str(error))
-            raise RoleApiError(f"{self._request}: {type(error).__name__}: {what}",
-                               timed_out=timed_out) from None
+            raise RoleApiError(
+                f"{self._request}: {type(error).__name__}: {what}", timed_out=timed_out
+            ) from None
         status = int(response.status)
         if not 200 <= status < 300:
             hint = STATUS_HINTS.get(status, "redirects are not followed" if status < 400 else "")
-            raise RoleApiError(f"{self._request}: {status}" + (hint and f": {hint}"), status,
-                               retry_after=_seconds(response.headers.get("Retry-After", "")))
+            raise RoleApiError(
+                f"{self._request}: {status}" + (hint and f": {hint}"),
+                status,
+                retry_after=_seconds(response.headers.get("Retry-After", "")),
+            )
 
 
 def _seconds(retry_after: str) -> float:
     """Seconds from now of a Retry-After header, 0 where it has none (RFC 9110, 10.2.3)."""
     try:
-        return float(retry_after) if retry_after.isdigit() else (
-            email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+        return (
+            float(retry_after)
+            if retry_after.isdigit()
+            else (email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+        )
     except (ValueError, TypeError, LookupError, OverflowError):
         return 0.0
 
@@ -966,8 +1130,13 @@ class Consumer:
     :raises amqp.ChannelClosedByBroker: the queue is missing or may not be read
     """
 
-    def __init__(self, connection: pika.BlockingConnection, queue: str, prefetch: int,
-                 on_message: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        connection: pika.BlockingConnection,
+        queue: str,
+        prefetch: int,
+        on_message: Callable[..., None],
+    ) -> None:
         self.queue, self.cancelled = queue, False
         self.unfinished: dict[int, Delivery] = {}  # in the order of their tags
         self.finished: list[int] = []
@@ -1018,24 +1187,37 @@ class Delivery:
 
     def copy_properties(self) -> pika.BasicProperties:
         """The properties of its copy, which tell the next reader what happened so far."""
-        headers = {"x-k2hr3-queue": self.queue, "x-k2hr3-attempts": self.attempts,
-                   "x-k2hr3-reason": self.reason}
+        headers = {
+            "x-k2hr3-queue": self.queue,
+            "x-k2hr3-attempts": self.attempts,
+            "x-k2hr3-reason": self.reason,
+        }
         if self.attempts:
-            headers.update({"x-k2hr3-first-failure": int(self.first_failure),
-                            "x-k2hr3-last-failure": int(self.last_failure)})
+            headers.update(
+                {
+                    "x-k2hr3-first-failure": int(self.first_failure),
+                    "x-k2hr3-last-failure": int(self.last_failure),
+                }
+            )
         return copied_properties(self.properties, headers)
 
 
-def copied_properties(properties: pika.BasicProperties,
-                      headers: dict[str, Any]) -> pika.BasicProperties:
+def copied_properties(
+    properties: pika.BasicProperties, headers: dict[str, Any]
+) -> pika.BasicProperties:
     """The sender's properties for a copy, without what is the broker's or would lose it.
 
     :param headers: ours, in place of all ``x-*``
     """
     properties = copy.copy(properties)
     properties.headers = {
-        **{name: value for name, value in (properties.headers or {}).items()
-           if name not in ("CC", "BCC") and not str(name).lower().startswith("x-")}, **headers}
+        **{
+            name: value
+            for name, value in (properties.headers or {}).items()
+            if name not in ("CC", "BCC") and not str(name).lower().startswith("x-")
+        },
+        **headers,
+    }
     # the broker takes no other user's id, and would drop the copy when the expiration is over
     properties.user_id = properties.expiration = None
     properties.delivery_mode = 2
@@ -1057,8 +1239,9 @@ class Publisher:
 
     longest_pause, idle_seconds = 30.0, 5.0
 
-    def __init__(self, hosts: list[pika.ConnectionParameters],
-                 answer: Callable[[Delivery, str], None]) -> None:
+    def __init__(
+        self, hosts: list[pika.ConnectionParameters], answer: Callable[[Delivery, str], None]
+    ) -> None:
         self._hosts = [copy.copy(host) for host in hosts]
         for host in self._hosts:
             host.heartbeat = host.blocked_connection_timeout = 10
@@ -1079,15 +1262,20 @@ class Publisher:
         while True:
             try:
                 delivery, to, properties = self._copies.get(
-                    timeout=self.idle_seconds if self._connection else None)
+                    timeout=self.idle_seconds if self._connection else None
+                )
             except queue.Empty:
                 self._close()
                 continue
             if time.monotonic() - self._used > self.idle_seconds:  # nobody sent its heartbeats
                 self._close()
             paused, _ = max(self._paused.get(stopped, (0.0, 0.0)) for stopped in ("", to))
-            self._answer(delivery, "copying is paused" if time.monotonic() < paused
-                         else self._publish(to, delivery.body, properties))
+            self._answer(
+                delivery,
+                "copying is paused"
+                if time.monotonic() < paused
+                else self._publish(to, delivery.body, properties),
+            )
 
     def _publish(self, to: str, body: bytes, properties: pika.BasicProperties) -> str:
         try:
@@ -1111,9 +1299,14 @@ class Publisher:
         again = now < end + 600  # what is held comes back within retry_interval_seconds
         pause = min(2 * pause, self.longest_pause) if again else 1.0
         self._paused[stopped] = now + pause, pause
-        LOG.log(logging.DEBUG if again else logging.ERROR, "no copy to %s, held instead; next try "
-                "in %d s: %s (check the queue, and write permission on amq.default)", to, pause,
-                problem)
+        LOG.log(
+            logging.DEBUG if again else logging.ERROR,
+            "no copy to %s, held instead; next try "
+            "in %d s: %s (check the queue, and write permission on amq.default)",
+            to,
+            pause,
+            problem,
+        )
         return problem
 
     def _close(self) -> None:
@@ -1147,18 +1340,27 @@ class Subscription:
             if len(self.refused) > 1000:
                 self.refused.clear()
             self.refused[event_type] = not any(
-                _matches(source.event_type, event_type.decode()) for source in self.sources)
+                _matches(source.event_type, event_type.decode()) for source in self.sources
+            )
         return self.refused[event_type]
 
 
 def subscriptions(config: Config, endpoint: Endpoint) -> list[Subscription]:
     """What to consume: sources that share a queue become one consumer."""
-    keys = [(source, f"{source.topic}.{priority}") for source in config.sources
-            for priority in endpoint.priorities()]
-    return [Subscription(
-        name, tuple(source for source, key in keys if (source.pool or key) == name),
-        tuple((source.exchange, key) for source, key in keys if source.pool == name), {})
-        for name in dict.fromkeys(source.pool or key for source, key in keys)]
+    keys = [
+        (source, f"{source.topic}.{priority}")
+        for source in config.sources
+        for priority in endpoint.priorities()
+    ]
+    return [
+        Subscription(
+            name,
+            tuple(source for source, key in keys if (source.pool or key) == name),
+            tuple((source.exchange, key) for source, key in keys if source.pool == name),
+            {},
+        )
+        for name in dict.fromkeys(source.pool or key for source, key in keys)
+    ]
 
 
 class Listener:
@@ -1179,7 +1381,9 @@ class Listener:
         self.config, self.endpoint = config, endpoint or Endpoint()
         self.role_api = RoleApi(config.k2hr3)
         self.retry_queue, self.dead_letter_queue = (
-            f"{config.queue}.retry", f"{config.queue}.dead_letter")
+            f"{config.queue}.retry",
+            f"{config.queue}.dead_letter",
+        )
         self.counters: Counter[str] = Counter()
         self.on_tick: Callable[[], None] = lambda: None  # called about twice a second
         self._hosts = parse_transport_url(config.sources[0].transport_url, config.rabbit)
@@ -1225,8 +1429,11 @@ class Listener:
             except (amqp.AMQPError, OSError, Error) as error:
                 text = explain(error)
                 if not self._stopping.is_set():
-                    self._say("broker login" if "check user" in text else "broker", logging.ERROR,
-                              f"{text}; connecting again")
+                    self._say(
+                        "broker login" if "check user" in text else "broker",
+                        logging.ERROR,
+                        f"{text}; connecting again",
+                    )
             except Exception:  # nothing but a person ends the listener
                 LOG.exception("unexpected; connecting again")
             for consumer in list(self._consumers):
@@ -1249,8 +1456,13 @@ class Listener:
 
     def status(self) -> str:
         """State and counters, for a person. Safe from any thread."""
-        state = ("connecting" if self._connection is None else
-                 "K2HR3 in trouble" if self._breaker.open else "listening")
+        state = (
+            "connecting"
+            if self._connection is None
+            else "K2HR3 in trouble"
+            if self._breaker.open
+            else "listening"
+        )
         names = ("deleted", "failed", "ignored", "retried", "dead_letters")
         return f"{state}: " + " ".join(f"{name}={self.counters[name]}" for name in names)
 
@@ -1302,13 +1514,17 @@ class Listener:
         lines: list[Any] = [self._pending, self._due, self._held]
         self._pending, self._due, self._held = (
             type(line)(delivery for delivery in line if delivery.consumer is not consumer)
-            for line in lines)
+            for line in lines
+        )
 
     def _evacuate(self, consumer: Consumer) -> None:
         """Its queue was deleted, and what we hold is all there is of it: to the retry queue."""
         if consumer.tag:
-            LOG.warning("the broker cancelled the consumer of %s; what it delivered moves to %s",
-                        consumer.queue, self.retry_queue)
+            LOG.warning(
+                "the broker cancelled the consumer of %s; what it delivered moves to %s",
+                consumer.queue,
+                self.retry_queue,
+            )
             consumer.tag, self._next_look = "", 0.0
             for delivery in consumer.unfinished.values():  # have waited too long, and are due
                 delivery.since, delivery.due, delivery.reason = 0.0, 0.0, "its queue was deleted"
@@ -1319,14 +1535,22 @@ class Listener:
 
     # Receive and decide
 
-    def _on_notification(self, subscription: Subscription, consumer: Consumer, _channel: Any,
-                         method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+    def _on_notification(
+        self,
+        subscription: Subscription,
+        consumer: Consumer,
+        _channel: Any,
+        method: Any,
+        properties: pika.BasicProperties,
+        body: bytes,
+    ) -> None:
         if subscription.skips(body, properties):
             self.counters["ignored"] += 1
             consumer.finished.append(method.delivery_tag)
             return
-        delivery = Delivery(consumer, method.delivery_tag, body, properties, subscription.queue,
-                            time.monotonic())
+        delivery = Delivery(
+            consumer, method.delivery_tag, body, properties, subscription.queue, time.monotonic()
+        )
         if not self._understand(delivery, subscription.sources):
             return
         if _number(properties, "x-delivery-count"):  # dropped after some returns; a copy is not
@@ -1334,15 +1558,27 @@ class Listener:
         else:
             self._pending.append(delivery)
 
-    def _on_retry(self, consumer: Consumer, _channel: Any, method: Any,
-                  properties: pika.BasicProperties, body: bytes) -> None:
+    def _on_retry(
+        self,
+        consumer: Consumer,
+        _channel: Any,
+        method: Any,
+        properties: pika.BasicProperties,
+        body: bytes,
+    ) -> None:
         came_from = (properties.headers or {}).get("x-k2hr3-queue")
         delivery = Delivery(
-            consumer, method.delivery_tag, body, properties,
-            came_from if isinstance(came_from, str) else self.config.queue, time.monotonic(),
-            retry=True, attempts=int(_number(properties, "x-k2hr3-attempts")),
+            consumer,
+            method.delivery_tag,
+            body,
+            properties,
+            came_from if isinstance(came_from, str) else self.config.queue,
+            time.monotonic(),
+            retry=True,
+            attempts=int(_number(properties, "x-k2hr3-attempts")),
             first_failure=_number(properties, "x-k2hr3-first-failure"),
-            last_failure=_number(properties, "x-k2hr3-last-failure"))
+            last_failure=_number(properties, "x-k2hr3-last-failure"),
+        )
         if self._understand(delivery, ()):
             wait = self._wait(delivery)
             # not longer than the longest pause, should another host's clock be wrong
@@ -1354,8 +1590,9 @@ class Listener:
         delivery.consumer.unfinished[delivery.tag] = delivery
         try:
             notification = decode(delivery.body, delivery.properties)
-            delivery.event = _printable(f"event={notification.event_type} message_id="
-                                        f"{notification.metadata['message_id']}")
+            delivery.event = _printable(
+                f"event={notification.event_type} message_id={notification.metadata['message_id']}"
+            )
             if delivery.retry or any(accepts(source, notification) for source in sources):
                 delivery.deletion = self.endpoint.deletion(notification)
         except MalformedNotification as error:
@@ -1381,8 +1618,11 @@ class Listener:
             self._look(now)
         for delivery in [each for each in self._pending if now - each.since > self.hold_seconds]:
             self._pending.remove(delivery)
-            self._move(delivery, self.retry_queue, delivery.reason or
-                       f"K2HR3 did not come to it within {self.hold_seconds:.0f} s")
+            self._move(
+                delivery,
+                self.retry_queue,
+                delivery.reason or f"K2HR3 did not come to it within {self.hold_seconds:.0f} s",
+            )
         held, self._held = self._held, []
         for delivery in held:
             if now < delivery.due or (self._breaker.open and not delivery.copy_to):
@@ -1426,8 +1666,11 @@ class Listener:
     def _give_back(self) -> None:
         """Leave the retry queue to listeners that reach K2HR3, once all we have of it is idle."""
         for consumer in [each for each in self._consumers if each.queue == self.retry_queue]:
-            if consumer.channel.is_open and not consumer.cancelled and all(
-                    delivery in self._held for delivery in consumer.unfinished.values()):
+            if (
+                consumer.channel.is_open
+                and not consumer.cancelled
+                and all(delivery in self._held for delivery in consumer.unfinished.values())
+            ):
                 consumer.flush()
                 consumer.channel.close()
                 self._drop(consumer)
@@ -1436,7 +1679,8 @@ class Listener:
         self._with_workers += 1
         # a retry overtakes what was fed ahead
         (self._work.appendleft if delivery and delivery.retry else self._work.append)(
-            (delivery, deletion))
+            (delivery, deletion)
+        )
         self._work_ready.put(None)
 
     def _attempt(self) -> None:
@@ -1445,14 +1689,18 @@ class Listener:
             self._work_ready.get()
             delivery, deletion = self._work.popleft()
             began, error = time.monotonic(), None
-            if delivery and (self._halt or not delivery.consumer.channel.is_open or (
-                    not delivery.retry and began - delivery.since > self.hold_seconds)):
+            if delivery and (
+                self._halt
+                or not delivery.consumer.channel.is_open
+                or (not delivery.retry and began - delivery.since > self.hold_seconds)
+            ):
                 self._answer(partial(self._handed_back, delivery), True)
                 continue
             # the events of one deletion come within milliseconds: looked at only now
             if delivery and not delivery.retry and deletion.cuk in self._removed:
-                self._answer(partial(self._already_removed, delivery),
-                             len(self._work) <= self._ahead // 2)
+                self._answer(
+                    partial(self._already_removed, delivery), len(self._work) <= self._ahead // 2
+                )
                 continue
             try:
                 self.role_api.delete(deletion)
@@ -1463,14 +1711,17 @@ class Listener:
             if error:
                 self._halt = True
             milliseconds = 1000 * (time.monotonic() - began)
-            if delivery and not (error or deletion.ips or delivery.attempts
-                                 or milliseconds > 1000 * DOUBTFUL_SECONDS):
+            if delivery and not (
+                error or deletion.ips or delivery.attempts or milliseconds > 1000 * DOUBTFUL_SECONDS
+            ):
                 self._removed[deletion.cuk] = None
             if delivery is None:
                 self._answer(partial(self._probed, error), True)
             else:
-                self._answer(partial(self._attempted, delivery, milliseconds, error),
-                             bool(error) or delivery.retry or len(self._work) <= self._ahead // 2)
+                self._answer(
+                    partial(self._attempted, delivery, milliseconds, error),
+                    bool(error) or delivery.retry or len(self._work) <= self._ahead // 2,
+                )
 
     def _answer(self, result: Callable[[], None], urgent: bool) -> None:
         """Give a result to the listener's thread, which looks anyway twice a second."""
@@ -1501,18 +1752,26 @@ class Listener:
         if delivery.consumer.channel.is_open:
             (self._due if delivery.retry else self._pending).appendleft(delivery)
 
-    def _attempted(self, delivery: Delivery, milliseconds: float,
-                   error: RoleApiError | None) -> None:
+    def _attempted(
+        self, delivery: Delivery, milliseconds: float, error: RoleApiError | None
+    ) -> None:
         assert delivery.deletion
         self._with_workers -= 1
         delivery.attempts += 1
-        what = (f"instance={delivery.deletion.cuk} host={','.join(delivery.deletion.ips) or 'all'} "
-                f"{delivery.event} attempts={delivery.attempts} ms={milliseconds:.0f}")
+        what = (
+            f"instance={delivery.deletion.cuk} host={','.join(delivery.deletion.ips) or 'all'} "
+            f"{delivery.event} attempts={delivery.attempts} ms={milliseconds:.0f}"
+        )
         never = error is not None and error.status in (414, 431)  # it can't ever fit
         if not never:
             self._breaker.attempted(error)
-        self._ahead = 0 if error else min(self._most_ahead, int(
-            100 * self.config.k2hr3.concurrency / max(milliseconds, 1.0)))
+        self._ahead = (
+            0
+            if error
+            else min(
+                self._most_ahead, int(100 * self.config.k2hr3.concurrency / max(milliseconds, 1.0))
+            )
+        )
         if error is None:
             if len(self._removed) > self.remembered:
                 self._removed.popitem(last=False)
@@ -1536,16 +1795,20 @@ class Listener:
         self._with_workers -= 1
         self._breaker.probed(error, time.monotonic())
         if error:
-            self._say("K2HR3", logging.ERROR, f"K2HR3 is in trouble, deletions wait in "
-                      f"{self.retry_queue}: {error}")
+            self._say(
+                "K2HR3",
+                logging.ERROR,
+                f"K2HR3 is in trouble, deletions wait in {self.retry_queue}: {error}",
+            )
         elif self._well("K2HR3", "K2HR3 is back"):
             self._next_look = 0.0
 
     # Copies
 
     def _dead_letter(self, delivery: Delivery, reason: str) -> None:
-        LOG.warning("dead letter %s from %s: %s", delivery.event, delivery.queue,
-                    _printable(reason))
+        LOG.warning(
+            "dead letter %s from %s: %s", delivery.event, delivery.queue, _printable(reason)
+        )
         self._move(delivery, self.dead_letter_queue, reason)
 
     def _move(self, delivery: Delivery, to: str, reason: str) -> None:
@@ -1558,8 +1821,9 @@ class Listener:
 
     def _copied(self, delivery: Delivery, problem: str) -> None:
         if not problem:
-            self.counters["retried" if delivery.copy_to == self.retry_queue
-                          else "dead_letters"] += 1
+            self.counters[
+                "retried" if delivery.copy_to == self.retry_queue else "dead_letters"
+            ] += 1
             delivery.finish()
         elif delivery.consumer.channel.is_open:
             now = time.monotonic()
@@ -1576,26 +1840,49 @@ class Listener:
         """
         assert self._connection
         ours = "quorum" if self.config.rabbit.rabbit_quorum_queue else "classic"
-        well = [self._check(f"queue {name}", f"configure permission on {name}",
-                            ensure_queue(self._connection, name, ours))
-                for name in (self.retry_queue, self.dead_letter_queue)]
+        well = [
+            self._check(
+                f"queue {name}",
+                f"configure permission on {name}",
+                ensure_queue(self._connection, name, ours),
+            )
+            for name in (self.retry_queue, self.dead_letter_queue)
+        ]
         for subscription in self._subscriptions:
             name = subscription.queue
-            there = self._check(f"queue {name}", f"configure permission on {name}", ensure_queue(
-                self._connection, name, ours if subscription.bindings else ""))
-            well.append(there and self._consume(
-                name, self.config.rabbit.rabbit_qos_prefetch_count or 200,
-                partial(self._on_notification, subscription)))
+            there = self._check(
+                f"queue {name}",
+                f"configure permission on {name}",
+                ensure_queue(self._connection, name, ours if subscription.bindings else ""),
+            )
+            well.append(
+                there
+                and self._consume(
+                    name,
+                    self.config.rabbit.rabbit_qos_prefetch_count or 200,
+                    partial(self._on_notification, subscription),
+                )
+            )
             for exchange, key in subscription.bindings if there else ():
-                well.append(self._check(
-                    f"exchange {exchange}, {key}",
-                    f"read permission on {exchange}, write permission on {name}",
-                    refusal(self._connection, partial(
-                        BlockingChannel.queue_bind, queue=name, exchange=exchange,
-                        routing_key=key))))
+                well.append(
+                    self._check(
+                        f"exchange {exchange}, {key}",
+                        f"read permission on {exchange}, write permission on {name}",
+                        refusal(
+                            self._connection,
+                            partial(
+                                BlockingChannel.queue_bind,
+                                queue=name,
+                                exchange=exchange,
+                                routing_key=key,
+                            ),
+                        ),
+                    )
+                )
         if well[0] and self._may_retry():
-            well.append(self._consume(self.retry_queue, self.config.k2hr3.concurrency,
-                                      self._on_retry))
+            well.append(
+                self._consume(self.retry_queue, self.config.k2hr3.concurrency, self._on_retry)
+            )
         self._next_look = now + (30.0 if all(well) else 5.0)
 
     def _may_retry(self) -> bool:
@@ -1636,7 +1923,7 @@ class Listener:
 
 def _number(properties: pika.BasicProperties, header: str) -> float:
     value = (properties.headers or {}).get(header)
-    return value if isinstance(value, (int, float)) and 0 <= value < 2 ** 40 else 0
+    return value if isinstance(value, (int, float)) and 0 <= value < 2**40 else 0
 
 
 def _printable(text: str) -> str:
@@ -1646,8 +1933,12 @@ def _printable(text: str) -> str:
 
 # --- Commands ----------------------------------------------------------------------------------
 
-CONFIG_FILES = ("./k2hr3_osnl.ini", "/etc/k2hr3/k2hr3_osnl.ini", "/etc/k2hr3/k2hr3_osnl.conf",
-                "/etc/k2hr3/k2hr3-osnl.conf")
+CONFIG_FILES = (
+    "./k2hr3_osnl.ini",
+    "/etc/k2hr3/k2hr3_osnl.ini",
+    "/etc/k2hr3/k2hr3_osnl.conf",
+    "/etc/k2hr3/k2hr3-osnl.conf",
+)
 
 
 class LogFile(logging.handlers.TimedRotatingFileHandler):
@@ -1661,12 +1952,22 @@ def set_up_logging(default: Default) -> None:
     """Log as ``[DEFAULT]`` says; :raises ConfigError: the log file can't be written."""
     stream = sys.stdout if default.log_file == "sys.stdout" else sys.stderr
     try:
-        handler = (logging.StreamHandler(stream) if default.log_file in STREAMS else LogFile(
-                       default.log_file, when="midnight", backupCount=31, encoding="utf-8",
-                       errors="backslashreplace"))
+        handler = (
+            logging.StreamHandler(stream)
+            if default.log_file in STREAMS
+            else LogFile(
+                default.log_file,
+                when="midnight",
+                backupCount=31,
+                encoding="utf-8",
+                errors="backslashreplace",
+            )
+        )
     except OSError as error:
-        raise ConfigError(f"[DEFAULT] log_file = {default.log_file}: {error.strerror}: accepted "
-                          "is a file that can be written") from None
+        raise ConfigError(
+            f"[DEFAULT] log_file = {default.log_file}: {error.strerror}: accepted "
+            "is a file that can be written"
+        ) from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     libraries = LEVELS[default.libs_debug_level]
     logging.basicConfig(handlers=[handler], level=libraries, force=True)
@@ -1694,8 +1995,9 @@ def run(listener: Listener) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     threading.Thread(target=_obey, args=(signals, listener), daemon=True).start()
     notify_systemd("READY=1")
-    LOG.info("k2hr3_osnl %s, settings: %s", __version__,
-             ", ".join(listener.config.files) or "defaults")
+    LOG.info(
+        "k2hr3_osnl %s, settings: %s", __version__, ", ".join(listener.config.files) or "defaults"
+    )
     for warning in listener.config.warnings:
         LOG.warning(warning)
     listener.run()
@@ -1721,8 +2023,9 @@ def _obey(signals: set[signal.Signals], listener: Listener) -> None:
             notify_systemd("STOPPING=1")
             listener.stop()
             # Neither a stalled broker nor a hanging K2HR3 holds us: what is unacked comes again.
-            deadline = threading.Timer(listener.config.k2hr3.timeout_seconds + 1, os._exit,
-                                       (listener.exit_code,))
+            deadline = threading.Timer(
+                listener.config.k2hr3.timeout_seconds + 1, os._exit, (listener.exit_code,)
+            )
             deadline.daemon = True
             deadline.start()
 
@@ -1778,9 +2081,11 @@ class Drain(Listener):
             LOG.error("something is left that can be neither deleted nor copied")
             self.stop()
         left = sum(look_at(self._connection, each.queue)[0] for each in self._subscriptions) + sum(
-            len(consumer.unfinished) for consumer in self._consumers)
-        self._progress.show(self.counters["deleted"] + self.counters["failed"],
-                            left + max(0, self._retries))
+            len(consumer.unfinished) for consumer in self._consumers
+        )
+        self._progress.show(
+            self.counters["deleted"] + self.counters["failed"], left + max(0, self._retries)
+        )
         # twice, since what the broker just sent is neither ready there nor in hand here
         self._idle = self._idle + 1 if left == 0 else 0
         if self._idle < 2:
@@ -1858,78 +2163,142 @@ def _rows(config: Config) -> Iterable[Row]:
         yield "fail", "broker", f"{explain(error)}; check transport_url, and that the broker runs"
     began = time.monotonic()
     failure = _failure(RoleApi(config.k2hr3), probe())
-    yield ("fail", "Role API", str(failure)) if failure else (
-        "ok", "Role API", f"{config.k2hr3.api_url}, {1000 * (time.monotonic() - began):.0f} ms")
+    yield (
+        ("fail", "Role API", str(failure))
+        if failure
+        else (
+            "ok",
+            "Role API",
+            f"{config.k2hr3.api_url}, {1000 * (time.monotonic() - began):.0f} ms",
+        )
+    )
 
 
 def _gaps(sources: Iterable[Source]) -> Iterable[str]:
     """Deletions that no source hears of."""
-    heard = [event_type for event_type in (
-        "port.delete.end", "instance.delete.end", "instance.update",
-        "compute.instance.delete.end", "compute.instance.force_delete.end")
-        if any(_matches(source.event_type, event_type) for source in sources)]
+    heard = [
+        event_type
+        for event_type in (
+            "port.delete.end",
+            "instance.delete.end",
+            "instance.update",
+            "compute.instance.delete.end",
+            "compute.instance.force_delete.end",
+        )
+        if any(_matches(source.event_type, event_type) for source in sources)
+    ]
     if heard == ["port.delete.end"]:
-        yield ("only Neutron is heard: an instance whose port was made beforehand (by Heat, "
-               f"Terraform, --port) stays a member for ever; add [{NOTIFICATIONS}:nova]")
-    missing = {"instance.delete.end": "instance.update",
-               "compute.instance.delete.end": "compute.instance.force_delete.end"}
+        yield (
+            "only Neutron is heard: an instance whose port was made beforehand (by Heat, "
+            f"Terraform, --port) stays a member for ever; add [{NOTIFICATIONS}:nova]"
+        )
+    missing = {
+        "instance.delete.end": "instance.update",
+        "compute.instance.delete.end": "compute.instance.force_delete.end",
+    }
     if not set(heard) & set(missing.values()):
         for deleted in set(heard) & set(missing):
-            yield (f"{deleted} is heard and {missing[deleted]} is not: an instance that is "
-                   "force-deleted while its host is down stays a member for ever; let event_type "
-                   "accept both")
+            yield (
+                f"{deleted} is heard and {missing[deleted]} is not: an instance that is "
+                "force-deleted while its host is down stays a member for ever; let event_type "
+                "accept both"
+            )
 
 
 def _check_broker(config: Config, connection: pika.BlockingConnection) -> Iterable[Row]:
     impl = cast(Any, connection)._impl  # pika tells the server's properties nowhere else
     user = getattr(impl.params.credentials, "username", "of the certificate")
-    yield "ok", "broker", (f"{impl.params.host}:{impl.params.port}, RabbitMQ "
-                           f"{impl.server_properties.get('version')}, user {user}, "
-                           f"virtual host {impl.params.virtual_host}")
+    yield (
+        "ok",
+        "broker",
+        (
+            f"{impl.params.host}:{impl.params.port}, RabbitMQ "
+            f"{impl.server_properties.get('version')}, user {user}, "
+            f"virtual host {impl.params.virtual_host}"
+        ),
+    )
     by_service = "the service makes it with its first notification"
     by_listener = "missing; the listener makes it when it starts"
     for exchange in dict.fromkeys(source.exchange for source in config.sources):
-        refused = refusal(connection, partial(
-            BlockingChannel.exchange_declare, exchange=exchange, passive=True))
-        yield "fail" if refused else "ok", f"exchange {exchange}", "there" if not refused else (
-            f"{explain(refused)}; {by_service}: check its control_exchange, and that its driver "
-            "is messagingv2")
+        refused = refusal(
+            connection, partial(BlockingChannel.exchange_declare, exchange=exchange, passive=True)
+        )
+        yield (
+            "fail" if refused else "ok",
+            f"exchange {exchange}",
+            "there"
+            if not refused
+            else (
+                f"{explain(refused)}; {by_service}: check its control_exchange, and that its "
+                "driver is messagingv2"
+            ),
+        )
     for subscription in subscriptions(config, Endpoint()):
-        yield from _check_queue(connection, subscription.queue, by_listener
-                                if subscription.bindings else f"missing; {by_service}")
+        yield from _check_queue(
+            connection,
+            subscription.queue,
+            by_listener if subscription.bindings else f"missing; {by_service}",
+        )
         for _, key in subscription.bindings:
             ready, consumers, _ = look_at(connection, key)
             if ready and not consumers:
-                yield "warn", f"queue {key}", (
-                    f"{ready} ready and no consumer: it grows until the broker stops on memory or "
-                    "disk. Either consume it (set pool to nothing), or bound it: rabbitmqctl "
-                    f"set_policy {key} '^{re.escape(key)}$' '{{\"max-length\": 10000}}' "
-                    "--apply-to queues")
+                yield (
+                    "warn",
+                    f"queue {key}",
+                    (
+                        f"{ready} ready and no consumer: it grows until the broker stops on memory "
+                        "or disk. Either consume it (set pool to nothing), or bound it: rabbitmqctl "
+                        f"set_policy {key} '^{re.escape(key)}$' '{{\"max-length\": 10000}}' "
+                        "--apply-to queues"
+                    ),
+                )
     yield from _check_queue(connection, f"{config.queue}.retry", by_listener, "wait for K2HR3")
-    yield from _check_queue(connection, f"{config.queue}.dead_letter", by_listener,
-                            "need a person: see dead-letters")
+    yield from _check_queue(
+        connection, f"{config.queue}.dead_letter", by_listener, "need a person: see dead-letters"
+    )
 
 
-def _check_queue(connection: pika.BlockingConnection, name: str, missing: str,
-                 waiting: str = "") -> Iterable[Row]:
+def _check_queue(
+    connection: pika.BlockingConnection, name: str, missing: str, waiting: str = ""
+) -> Iterable[Row]:
     """Look at a queue that should be there and consumed, or, with `waiting`, empty."""
     what, (ready, consumers, refused) = f"queue {name}", look_at(connection, name)
     if refused:
-        yield ("warn", what, missing) if refused.reply_code == 404 else (
-            "fail", what, explain(refused))
+        yield (
+            ("warn", what, missing)
+            if refused.reply_code == 404
+            else ("fail", what, explain(refused))
+        )
         return
     # declared again as durable, an existing queue that is not refuses, and nothing changes
     refused = refusal(connection, lambda channel: channel.queue_declare(name, durable=True))
     if refused and "'durable'" in str(refused.reply_text):
-        yield "warn", what, ("not durable, a restart of the broker loses it: stop the listener and "
-                             "delete it, then it is made durable")
+        yield (
+            "warn",
+            what,
+            (
+                "not durable, a restart of the broker loses it: stop the listener and "
+                "delete it, then it is made durable"
+            ),
+        )
     if waiting:
-        yield "warn" if ready else "ok", what, (
-            f"{ready} {waiting}" if ready else
-            "none ready; a listener may hold some" if consumers else "empty")
+        yield (
+            "warn" if ready else "ok",
+            what,
+            (
+                f"{ready} {waiting}"
+                if ready
+                else "none ready; a listener may hold some"
+                if consumers
+                else "empty"
+            ),
+        )
     else:
-        yield "ok" if consumers else "warn", what, f"{ready} ready, {consumers} consumers" + (
-            "" if consumers else "; no listener runs")
+        yield (
+            "ok" if consumers else "warn",
+            what,
+            f"{ready} ready, {consumers} consumers" + ("" if consumers else "; no listener runs"),
+        )
 
 
 def dump(config: Config, arguments: argparse.Namespace) -> int:
@@ -1946,8 +2315,11 @@ def dump(config: Config, arguments: argparse.Namespace) -> int:
             notification = decode(body, properties)
             if not any(accepts(source, notification) for source in config.sources):
                 return
-            row = {"event_type": notification.event_type, **notification.metadata,
-                   "publisher_id": notification.publisher_id}
+            row = {
+                "event_type": notification.event_type,
+                **notification.metadata,
+                "publisher_id": notification.publisher_id,
+            }
             deletion = endpoint.deletion(notification)
             row["delete"] = deletion and f"{config.k2hr3.api_url}?{deletion.query}"
         except MalformedNotification as error:
@@ -1957,8 +2329,9 @@ def dump(config: Config, arguments: argparse.Namespace) -> int:
 
     with broker(config) as connection:
         channel = connection.channel()
-        name = channel.queue_declare("", exclusive=True, auto_delete=True,
-                                     arguments={"x-max-length": 10000}).method.queue
+        name = channel.queue_declare(
+            "", exclusive=True, auto_delete=True, arguments={"x-max-length": 10000}
+        ).method.queue
         for source in config.sources:
             for priority in endpoint.priorities():
                 channel.queue_bind(name, source.exchange, f"{source.topic}.{priority}")
@@ -1973,13 +2346,27 @@ def dump(config: Config, arguments: argparse.Namespace) -> int:
 
 #: What `emit` publishes: publisher, event type and payload, by instance and addresses.
 SAMPLES: dict[str, tuple[str, str, Callable[[str, list[str]], Any]]] = {
-    "neutron": ("network.sample", "port.delete.end", lambda cuk, ips: {"port": {
-        "device_id": cuk, "device_owner": "compute:nova",
-        "fixed_ips": [{"ip_address": ip} for ip in ips]}}),
-    "nova": ("nova-compute:sample", "instance.delete.end",
-             lambda cuk, ips: {"nova_object.data": {"uuid": cuk, "state": "deleted"}}),
-    "compute": ("compute.sample", "compute.instance.delete.end",
-                lambda cuk, ips: {"instance_id": cuk, "state": "deleted"}),
+    "neutron": (
+        "network.sample",
+        "port.delete.end",
+        lambda cuk, ips: {
+            "port": {
+                "device_id": cuk,
+                "device_owner": "compute:nova",
+                "fixed_ips": [{"ip_address": ip} for ip in ips],
+            }
+        },
+    ),
+    "nova": (
+        "nova-compute:sample",
+        "instance.delete.end",
+        lambda cuk, ips: {"nova_object.data": {"uuid": cuk, "state": "deleted"}},
+    ),
+    "compute": (
+        "compute.sample",
+        "compute.instance.delete.end",
+        lambda cuk, ips: {"instance_id": cuk, "state": "deleted"},
+    ),
 }
 
 
@@ -1988,22 +2375,29 @@ def emit(config: Config, arguments: argparse.Namespace) -> int:
     publisher_id, event_type, to_payload = SAMPLES[arguments.pattern]
     deletion = Deletion(arguments.instance or str(uuid.uuid4()), tuple(arguments.ip))
     message = {
-        "message_id": str(uuid.uuid4()), "publisher_id": publisher_id, "event_type": event_type,
-        "priority": "INFO", "payload": to_payload(deletion.cuk, arguments.ip or ["192.0.2.1"]),
-        "timestamp": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime())}
-    properties = pika.BasicProperties(content_type="application/json", content_encoding="utf-8",
-                                      delivery_mode=2)
+        "message_id": str(uuid.uuid4()),
+        "publisher_id": publisher_id,
+        "event_type": event_type,
+        "priority": "INFO",
+        "payload": to_payload(deletion.cuk, arguments.ip or ["192.0.2.1"]),
+        "timestamp": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime()),
+    }
+    properties = pika.BasicProperties(
+        content_type="application/json", content_encoding="utf-8", delivery_mode=2
+    )
     body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()
-    source = next((source for source in config.sources
-                   if accepts(source, decode(body, properties))), None)
+    source = next(
+        (source for source in config.sources if accepts(source, decode(body, properties))), None
+    )
     if source is None:
         raise Error(f"no source of the settings accepts {event_type} of {publisher_id}")
     with broker(config) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
         channel.exchange_declare(source.exchange, passive=True)
-        channel.basic_publish(source.exchange, f"{source.topic}.info", body, properties,
-                              mandatory=True)
+        channel.basic_publish(
+            source.exchange, f"{source.topic}.info", body, properties, mandatory=True
+        )
     print(f"published {event_type} of instance {deletion.cuk} to exchange {source.exchange}")
     return 0
 
@@ -2032,15 +2426,23 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
             age = f"{(time.time() - since) / 3600:.1f} h" if since else "unknown"
             if arguments.replay:
                 try:
-                    channel.basic_publish("", to, body, copied_properties(
-                        properties, {"x-k2hr3-queue": to}), mandatory=True)
+                    channel.basic_publish(
+                        "",
+                        to,
+                        body,
+                        copied_properties(properties, {"x-k2hr3-queue": to}),
+                        mandatory=True,
+                    )
                 except (amqp.UnroutableError, amqp.NackError) as error:
                     failed, problem = failed + 1, f" not moved: {explain(error)}"
                 progress.show(number + 1, count - number - 1)
             if arguments.drop or (arguments.replay and not problem):
                 channel.basic_ack(method.delivery_tag)
-            print(f"age={age} queue={to} attempts={headers.get('x-k2hr3-attempts', 0)} "
-                  f"reason={headers.get('x-k2hr3-reason', '')}{problem}", flush=True)
+            print(
+                f"age={age} queue={to} attempts={headers.get('x-k2hr3-attempts', 0)} "
+                f"reason={headers.get('x-k2hr3-reason', '')}{problem}",
+                flush=True,
+            )
     return int(failed > 0)
 
 
@@ -2118,52 +2520,95 @@ class Command(NamedTuple):
 COMMANDS = {
     "listen": Command(listen, "k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini"),
     "drain": Command(drain, "*/5 * * * * k2hr3-osnl drain"),
-    "check": Command(check, "k2hr3_osnl.py check", {
-        "--json": {"action": "store_true", "help": "one JSON array instead"}}),
-    "dump": Command(dump, "k2hr3_osnl.py dump | jq .delete", {
-        "--count": {"type": int, "default": -1, "help": "end after so many"}}),
-    "emit": Command(emit, "k2hr3_osnl.py emit neutron --ip 192.0.2.7", {
-        "pattern": {"choices": SAMPLES, "help": "whose: " + ", ".join(SAMPLES)},
-        "--instance": {"help": "its UUID; a random one without"},
-        "--ip": {"action": "append", "default": [], "help": "an address of the port"}}),
-    "dead-letters": Command(dead_letters, "k2hr3_osnl.py dead-letters --replay", {
-        "--replay": {"action": "store_true", "help": "move them back to where they came from"},
-        "--drop": {"action": "store_true", "help": "discard them"}}),
-    "delete": Command(delete, "openstack server list --deleted --all-projects -f value -c ID "
-                      "| k2hr3_osnl.py delete -", {
-        "instance": {"metavar": "UUID", "help": "the instance, or - for standard input"},
-        "ip": {"nargs": "*", "metavar": "IP", "help": "addresses; without: all of the instance"}}),
+    "check": Command(
+        check,
+        "k2hr3_osnl.py check",
+        {"--json": {"action": "store_true", "help": "one JSON array instead"}},
+    ),
+    "dump": Command(
+        dump,
+        "k2hr3_osnl.py dump | jq .delete",
+        {"--count": {"type": int, "default": -1, "help": "end after so many"}},
+    ),
+    "emit": Command(
+        emit,
+        "k2hr3_osnl.py emit neutron --ip 192.0.2.7",
+        {
+            "pattern": {"choices": SAMPLES, "help": "whose: " + ", ".join(SAMPLES)},
+            "--instance": {"help": "its UUID; a random one without"},
+            "--ip": {"action": "append", "default": [], "help": "an address of the port"},
+        },
+    ),
+    "dead-letters": Command(
+        dead_letters,
+        "k2hr3_osnl.py dead-letters --replay",
+        {
+            "--replay": {"action": "store_true", "help": "move them back to where they came from"},
+            "--drop": {"action": "store_true", "help": "discard them"},
+        },
+    ),
+    "delete": Command(
+        delete,
+        "openstack server list --deleted --all-projects -f value -c ID | k2hr3_osnl.py delete -",
+        {
+            "instance": {"metavar": "UUID", "help": "the instance, or - for standard input"},
+            "ip": {
+                "nargs": "*",
+                "metavar": "IP",
+                "help": "addresses; without: all of the instance",
+            },
+        },
+    ),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="k2hr3_osnl.py", description="K2HR3 OpenStack Notification Listener: takes deleted "
-        "instances out of their K2HR3 roles.")
-    parser.add_argument("-c", "--config-file", action="append", metavar="FILE", default=[],
-                        help="settings, later files over earlier ones; without it, the first that "
-                        f"exists of {', '.join(CONFIG_FILES)}")
+        prog="k2hr3_osnl.py",
+        description="K2HR3 OpenStack Notification Listener: takes deleted "
+        "instances out of their K2HR3 roles.",
+    )
+    parser.add_argument(
+        "-c",
+        "--config-file",
+        action="append",
+        metavar="FILE",
+        default=[],
+        help="settings, later files over earlier ones; without it, the first that "
+        f"exists of {', '.join(CONFIG_FILES)}",
+    )
     for flag, name in (("-d", "debug_level"), ("-l", "libs_debug_level")):
-        parser.add_argument(flag, dest=name, choices=LEVELS, metavar="LEVEL",
-                            help=f"over {name} of the settings: {', '.join(LEVELS)}")
+        parser.add_argument(
+            flag,
+            dest=name,
+            choices=LEVELS,
+            metavar="LEVEL",
+            help=f"over {name} of the settings: {', '.join(LEVELS)}",
+        )
     parser.add_argument("-f", dest="log_file", help="over log_file of the settings")
     parser.add_argument("-v", "--version", action="version", version=f"k2hr3_osnl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         text = inspect.getdoc(command.run) or ""
         one = commands.add_parser(
-            name, help=text.partition("\n")[0], description=text,
+            name,
+            help=text.partition("\n")[0],
+            description=text,
             epilog=f"example:  {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter)
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         for argument, properties in command.arguments.items():
             one.add_argument(argument, **properties)
     arguments = parser.parse_args(argv)
     files = arguments.config_file or [file for file in CONFIG_FILES if os.path.exists(file)][:1]
     try:
         config = Config.load(*files)
-        flags = {name: getattr(arguments, name) for name in (
-            "debug_level", "libs_debug_level", "log_file") if getattr(arguments, name)}
+        flags = {
+            name: getattr(arguments, name)
+            for name in ("debug_level", "libs_debug_level", "log_file")
+            if getattr(arguments, name)
+        }
         set_up_logging(dataclasses.replace(config.default, **flags))
         return COMMANDS[arguments.command or "listen"].run(config, arguments)
     except (Error, amqp.AMQPError) as error:

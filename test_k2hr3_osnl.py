@@ -132,12 +132,19 @@ def load(tmp_path: Path, text: str, **environ: str) -> Config:
     return Config.load(str(file), environ=environ)
 
 
-def run_program(*arguments: str, cwd: Path | None = None,
-                **environ: str) -> subprocess.CompletedProcess[str]:
+def run_program(
+    *arguments: str, cwd: Path | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """The real command line, for runs that end by themselves."""
-    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True,
-                          text=True, timeout=30, check=False, cwd=cwd,
-                          env={**os.environ, **environ})
+    return subprocess.run(
+        [sys.executable, str(PROGRAM), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **environ},
+    )
 
 
 #: The predecessor's sample file, every commented option put into force.
@@ -168,47 +175,75 @@ requeue_on_error = False
 
 
 @pytest.mark.parametrize("retries", ["retries", "max_retries"])
-@pytest.mark.parametrize(("exchange", "topic", "publisher_id", "event_type"), [
-    ("neutron", "notifications", "^network.*$", r"^port\.delete\.end$"),
-    ("nova", "versioned_notifications", "^nova-compute:.*$", r"^instance\.delete\.end$"),
-    ("nova", "notifications", "^compute.*$", r"^compute\.instance\.delete\.end$"),
-], ids=["neutron", "nova_compute", "compute"])
+@pytest.mark.parametrize(
+    ("exchange", "topic", "publisher_id", "event_type"),
+    [
+        ("neutron", "notifications", "^network.*$", r"^port\.delete\.end$"),
+        ("nova", "versioned_notifications", "^nova-compute:.*$", r"^instance\.delete\.end$"),
+        ("nova", "notifications", "^compute.*$", r"^compute\.instance\.delete\.end$"),
+    ],
+    ids=["neutron", "nova_compute", "compute"],
+)
 def test_the_predecessors_samples_work_unchanged(
-        tmp_path: Path, exchange: str, topic: str, publisher_id: str, event_type: str,
-        retries: str) -> None:
+    tmp_path: Path, exchange: str, topic: str, publisher_id: str, event_type: str, retries: str
+) -> None:
     config = load(tmp_path, SAMPLE.format_map(locals()))
 
     assert config.warnings == ()
-    assert config.sources == (dataclasses.replace(
-        Source(), exchange=exchange, topic=topic, publisher_id=re.compile(publisher_id),
-        event_type=re.compile(event_type)),)
+    assert config.sources == (
+        dataclasses.replace(
+            Source(),
+            exchange=exchange,
+            topic=topic,
+            publisher_id=re.compile(publisher_id),
+            event_type=re.compile(event_type),
+        ),
+    )
     assert (config.k2hr3.timeout_seconds, config.k2hr3.max_retries) == (30, 3)
     assert (config.default.debug_level, config.default.libs_debug_level) == ("error", "warn")
     assert config.queue == "k2hr3_osnl"
 
 
-@pytest.mark.parametrize("text", [
-    "tenant_id:^a$", "tenant_id:^a$,roles:private", "tenant_id : ^a$ , roles : b", "",
-    "url:http://x", "a:,b:",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tenant_id:^a$",
+        "tenant_id:^a$,roles:private",
+        "tenant_id : ^a$ , roles : b",
+        "",
+        "url:http://x",
+        "a:,b:",
+    ],
+)
 def test_rules_are_read_as_the_predecessor_reads_them(tmp_path: Path, text: str) -> None:
     # Given oslo.config, which reads the predecessor's settings
     expected = types.Dict()(text)
 
-    source, = load(tmp_path, f"[oslo_messaging_notifications]\npayload = {text}").sources
+    (source,) = load(tmp_path, f"[oslo_messaging_notifications]\npayload = {text}").sources
 
     assert {key: regex.pattern for key, regex in source.payload} == expected
 
 
-@pytest.mark.parametrize("lines", [
-    "log_file = a\nlog_file = b",
-    "log_file: colon",
-    "log_file  =   spaces around   ",
-    'log_file = "double"', "log_file = 'single'", "log_file = \"mixed'", 'log_file = " in "',
-    "log_file = 50%", "log_file = %(topic)s", "log_file = a$$b",
-    "log_file = a # b", "log_file = a ; b", "# log_file = a\nlog_file = b\n; log_file = c",
-    "log_file = a=b:c", "log_file = bücher",
-])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "log_file = a\nlog_file = b",
+        "log_file: colon",
+        "log_file  =   spaces around   ",
+        'log_file = "double"',
+        "log_file = 'single'",
+        "log_file = \"mixed'",
+        'log_file = " in "',
+        "log_file = 50%",
+        "log_file = %(topic)s",
+        "log_file = a$$b",
+        "log_file = a # b",
+        "log_file = a ; b",
+        "# log_file = a\nlog_file = b\n; log_file = c",
+        "log_file = a=b:c",
+        "log_file = bücher",
+    ],
+)
 def test_a_file_is_read_as_oslo_config_reads_it(tmp_path: Path, lines: str) -> None:
     text = f"[DEFAULT]\n{lines}\n[k2hr3]\nlog_file = of another section\n"
     (tmp_path / "oslo.conf").write_text(text)
@@ -237,19 +272,25 @@ def test_later_files_win_and_the_environment_wins_over_them(tmp_path: Path) -> N
 
 def test_the_environment_reaches_every_section(tmp_path: Path) -> None:
     config = load(
-        tmp_path, "[oslo_messaging_notifications:own]\n",
-        OS_DEFAULT__DEBUG_LEVEL="error", OS_OSLO_MESSAGING_RABBIT__HEARTBEAT_TIMEOUT_THRESHOLD="7",
+        tmp_path,
+        "[oslo_messaging_notifications:own]\n",
+        OS_DEFAULT__DEBUG_LEVEL="error",
+        OS_OSLO_MESSAGING_RABBIT__HEARTBEAT_TIMEOUT_THRESHOLD="7",
         OS_OSLO_MESSAGING_NOTIFICATIONS__EXCHANGE="other",
-        **{"OS_OSLO_MESSAGING_NOTIFICATIONS:OWN__TOPIC": "versioned_notifications"})
+        **{"OS_OSLO_MESSAGING_NOTIFICATIONS:OWN__TOPIC": "versioned_notifications"},
+    )
 
     assert config.default.debug_level == "error"
     assert config.rabbit.heartbeat_timeout_threshold == 7
     assert [(source.exchange, source.topic) for source in config.sources] == [
-        ("other", "versioned_notifications")]
+        ("other", "versioned_notifications")
+    ]
 
 
 def test_named_sections_are_the_sources_and_inherit_the_section_above(tmp_path: Path) -> None:
-    config = load(tmp_path, r"""
+    config = load(
+        tmp_path,
+        r"""
         [oslo_messaging_notifications:neutron]
         [oslo_messaging_notifications]
         transport_url = rabbit://a:b@broker/
@@ -259,24 +300,48 @@ def test_named_sections_are_the_sources_and_inherit_the_section_above(tmp_path: 
         topic = versioned_notifications
         publisher_id = ^nova-(api|compute):.*$
         event_type = ^instance\.delete\.end$
-        """.replace("        ", ""))
+        """.replace("        ", ""),
+    )
 
-    assert [(source.name.rpartition(":")[2], source.exchange, source.topic, source.pool,
-             source.transport_url) for source in config.sources] == [
+    assert [
+        (
+            source.name.rpartition(":")[2],
+            source.exchange,
+            source.topic,
+            source.pool,
+            source.transport_url,
+        )
+        for source in config.sources
+    ] == [
         ("neutron", "neutron", "notifications", "ours", "rabbit://a:b@broker/"),
-        ("nova", "nova", "versioned_notifications", "ours", "rabbit://a:b@broker/")]
+        ("nova", "nova", "versioned_notifications", "ours", "rabbit://a:b@broker/"),
+    ]
     assert config.queue == "ours"
 
 
 #: Service -> exchange, topic, an event that its preset accepts, one that it does not, a publisher.
 SERVICES = {
-    "neutron": ("neutron", "notifications", ["port.delete.end"], ["port.update.end", "Xport"],
-                "network.host1"),
-    "nova": ("nova", "versioned_notifications", ["instance.delete.end", "instance.update"],
-             ["instance.soft_delete.end", "instance.update.x"], "nova-conductor:host1"),
-    "compute": ("nova", "notifications",
-                ["compute.instance.delete.end", "compute.instance.force_delete.end"],
-                ["compute.instance.soft_delete.end", "compute.instance.update"], "api.host1"),
+    "neutron": (
+        "neutron",
+        "notifications",
+        ["port.delete.end"],
+        ["port.update.end", "Xport"],
+        "network.host1",
+    ),
+    "nova": (
+        "nova",
+        "versioned_notifications",
+        ["instance.delete.end", "instance.update"],
+        ["instance.soft_delete.end", "instance.update.x"],
+        "nova-conductor:host1",
+    ),
+    "compute": (
+        "nova",
+        "notifications",
+        ["compute.instance.delete.end", "compute.instance.force_delete.end"],
+        ["compute.instance.soft_delete.end", "compute.instance.update"],
+        "api.host1",
+    ),
 }
 
 
@@ -286,86 +351,116 @@ def test_the_name_of_a_service_brings_its_settings(tmp_path: Path, service: str)
 
     config = load(tmp_path, f"[{NOTIFICATIONS}]\npool = ours\n[{NOTIFICATIONS}:{service}]\n")
 
-    source, = config.sources
+    (source,) = config.sources
     assert (source.exchange, source.topic, source.pool) == (exchange, topic, "ours")
     assert config.warnings == ()
     for event_types, expected in ((accepted, True), (refused, False)):
         for event_type in event_types:
-            assert accepts(source, Notification({}, publisher, event_type, "info", {}, {})
-                           ) == expected
+            assert (
+                accepts(source, Notification({}, publisher, event_type, "info", {}, {})) == expected
+            )
 
 
 def test_a_services_section_overrides_what_its_name_brings(tmp_path: Path) -> None:
-    config = load(tmp_path, f"[{NOTIFICATIONS}:nova]\nexchange = openstack\ntopic = k2hr3\n"
-                            "event_type = ^instance\npublisher_id = ^nova-compute:\n")
+    config = load(
+        tmp_path,
+        f"[{NOTIFICATIONS}:nova]\nexchange = openstack\ntopic = k2hr3\n"
+        "event_type = ^instance\npublisher_id = ^nova-compute:\n",
+    )
 
-    assert config.sources == (dataclasses.replace(
-        Source(), name=f"{NOTIFICATIONS}:nova", exchange="openstack", topic="k2hr3",
-        event_type=re.compile("^instance"), publisher_id=re.compile("^nova-compute:")),)
+    assert config.sources == (
+        dataclasses.replace(
+            Source(),
+            name=f"{NOTIFICATIONS}:nova",
+            exchange="openstack",
+            topic="k2hr3",
+            event_type=re.compile("^instance"),
+            publisher_id=re.compile("^nova-compute:"),
+        ),
+    )
 
 
 def test_what_a_services_name_overrules_above_it_is_warned_about(tmp_path: Path) -> None:
-    config = load(tmp_path, f"[{NOTIFICATIONS}]\nexchange = mine\ntopic = notifications\n"
-                            f"[{NOTIFICATIONS}:neutron]\n"
-                            f"[{NOTIFICATIONS}:nova]\nexchange = other\n")
+    config = load(
+        tmp_path,
+        f"[{NOTIFICATIONS}]\nexchange = mine\ntopic = notifications\n"
+        f"[{NOTIFICATIONS}:neutron]\n"
+        f"[{NOTIFICATIONS}:nova]\nexchange = other\n",
+    )
 
     assert [source.exchange for source in config.sources] == ["neutron", "other"]
-    assert sorted(re.findall(rf"\[{NOTIFICATIONS}\] (\w+): not used by \[(.*?)\]",
-                             "\n".join(config.warnings))) == [
-        ("exchange", f"{NOTIFICATIONS}:neutron"), ("topic", f"{NOTIFICATIONS}:nova")]
+    assert sorted(
+        re.findall(rf"\[{NOTIFICATIONS}\] (\w+): not used by \[(.*?)\]", "\n".join(config.warnings))
+    ) == [("exchange", f"{NOTIFICATIONS}:neutron"), ("topic", f"{NOTIFICATIONS}:nova")]
     assert all(f"{tmp_path}/k2hr3_osnl.ini: " in warning for warning in config.warnings)
 
 
 @pytest.mark.parametrize("event_type", ["port.create.end", "port.update.end"])
 def test_events_of_living_ports_are_warned_about(tmp_path: Path, event_type: str) -> None:
-    warning, = load(tmp_path, f"[{NOTIFICATIONS}]\nevent_type = ^{event_type}$\n").warnings
+    (warning,) = load(tmp_path, f"[{NOTIFICATIONS}]\nevent_type = ^{event_type}$\n").warnings
 
     assert f"accepts {event_type}: living instances would lose their rights" in warning
 
 
-@pytest.mark.parametrize(("default", "notifications", "used"), [
-    ("", "", "rabbit://guest:guest@127.0.0.1:5672/"),
-    ("transport_url = rabbit://d:d@d/", "", "rabbit://d:d@d/"),
-    ("transport_url = rabbit://d:d@d/", "transport_url = rabbit://n:n@n/", "rabbit://n:n@n/"),
-])
+@pytest.mark.parametrize(
+    ("default", "notifications", "used"),
+    [
+        ("", "", "rabbit://guest:guest@127.0.0.1:5672/"),
+        ("transport_url = rabbit://d:d@d/", "", "rabbit://d:d@d/"),
+        ("transport_url = rabbit://d:d@d/", "transport_url = rabbit://n:n@n/", "rabbit://n:n@n/"),
+    ],
+)
 def test_the_transport_url_of_default_is_used_where_the_sources_have_none(
-        tmp_path: Path, default: str, notifications: str, used: str) -> None:
-    config = load(tmp_path, f"[DEFAULT]\n{default}\n"
-                            f"[oslo_messaging_notifications]\n{notifications}\n")
+    tmp_path: Path, default: str, notifications: str, used: str
+) -> None:
+    config = load(
+        tmp_path, f"[DEFAULT]\n{default}\n[oslo_messaging_notifications]\n{notifications}\n"
+    )
 
     assert [source.transport_url for source in config.sources] == [used]
 
 
 def test_the_query_of_the_transport_url_overrides_the_rabbit_section(tmp_path: Path) -> None:
-    config = load(tmp_path, "[oslo_messaging_notifications]\n"
-                            "transport_url = rabbit://a:b@c/?rabbit_interval_max=9&ssl=true\n"
-                            "[oslo_messaging_rabbit]\nrabbit_interval_max = 8\n")
+    config = load(
+        tmp_path,
+        "[oslo_messaging_notifications]\n"
+        "transport_url = rabbit://a:b@c/?rabbit_interval_max=9&ssl=true\n"
+        "[oslo_messaging_rabbit]\nrabbit_interval_max = 8\n",
+    )
 
     assert (config.rabbit.rabbit_interval_max, config.rabbit.ssl) == (9, True)
 
 
-@pytest.mark.parametrize(("option", "value", "field", "expected"), [
-    ("ssl", "True", "ssl", True), ("ssl", "1", "ssl", True),
-    ("ssl_ca_file", "{file}", "ssl_ca_file", "{file}"),
-    ("ssl_cert_file", "{file}", "ssl_cert_file", "{file}"),
-    ("ssl_key_file", "{file}", "ssl_key_file", "{file}"),
-    ("ssl_enforce_hostname_verification", "no", "ssl_enforce_hostname_verification", False),
-    ("rabbit_login_method", "PLAIN", "rabbit_login_method", "PLAIN"),
-    ("rabbit_login_method", "EXTERNAL", "rabbit_login_method", "EXTERNAL"),
-    ("rabbit_quorum_queue", "yes", "rabbit_quorum_queue", True),
-    ("rabbit_qos_prefetch_count", "30", "rabbit_qos_prefetch_count", 30),
-    ("heartbeat_timeout_threshold", "0", "heartbeat_timeout_threshold", 0),
-    ("rabbit_retry_interval", "3", "rabbit_retry_interval", 3),
-    ("rabbit_retry_backoff", "0", "rabbit_retry_backoff", 0),
-    ("rabbit_interval_max", "60", "rabbit_interval_max", 60),
-])
+@pytest.mark.parametrize(
+    ("option", "value", "field", "expected"),
+    [
+        ("ssl", "True", "ssl", True),
+        ("ssl", "1", "ssl", True),
+        ("ssl_ca_file", "{file}", "ssl_ca_file", "{file}"),
+        ("ssl_cert_file", "{file}", "ssl_cert_file", "{file}"),
+        ("ssl_key_file", "{file}", "ssl_key_file", "{file}"),
+        ("ssl_enforce_hostname_verification", "no", "ssl_enforce_hostname_verification", False),
+        ("rabbit_login_method", "PLAIN", "rabbit_login_method", "PLAIN"),
+        ("rabbit_login_method", "EXTERNAL", "rabbit_login_method", "EXTERNAL"),
+        ("rabbit_quorum_queue", "yes", "rabbit_quorum_queue", True),
+        ("rabbit_qos_prefetch_count", "30", "rabbit_qos_prefetch_count", 30),
+        ("heartbeat_timeout_threshold", "0", "heartbeat_timeout_threshold", 0),
+        ("rabbit_retry_interval", "3", "rabbit_retry_interval", 3),
+        ("rabbit_retry_backoff", "0", "rabbit_retry_backoff", 0),
+        ("rabbit_interval_max", "60", "rabbit_interval_max", 60),
+    ],
+)
 def test_oslos_names_of_the_rabbit_section(
-        tmp_path: Path, option: str, value: str, field: str, expected: object) -> None:
+    tmp_path: Path, option: str, value: str, field: str, expected: object
+) -> None:
     file = tmp_path / "file.pem"
     file.touch()
     # oslo's options that mean nothing here may stand beside, as in neutron.conf
-    config = load(tmp_path, f"[oslo_messaging_rabbit]\n{option} = {value.format(file=file)}\n"
-                            "amqp_durable_queues = true\nheartbeat_rate = 3\nssl_version =\n")
+    config = load(
+        tmp_path,
+        f"[oslo_messaging_rabbit]\n{option} = {value.format(file=file)}\n"
+        "amqp_durable_queues = true\nheartbeat_rate = 3\nssl_version =\n",
+    )
 
     if isinstance(expected, str):
         expected = expected.format(file=file)
@@ -431,8 +526,8 @@ def one_line(text: str) -> str:
 
 @pytest.mark.parametrize(("section", "option", "value"), WRONG_VALUES)
 def test_a_wrong_value_is_one_line_that_says_what_to_change(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str],
-        section: str, option: str, value: str) -> None:
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], section: str, option: str, value: str
+) -> None:
     file = write_settings(tmp_path / "a.ini", {section: {option: value}})
 
     assert k2hr3_osnl.main(["-c", str(file)]) == 78
@@ -444,14 +539,19 @@ def test_a_wrong_value_is_one_line_that_says_what_to_change(
 
 
 def test_every_option_has_its_wrong_value_above() -> None:
-    options = {(section, field.name) for section, table in OPTIONS.items()
-               for field in dataclasses.fields(table) if field.metadata}
+    options = {
+        (section, field.name)
+        for section, table in OPTIONS.items()
+        for field in dataclasses.fields(table)
+        if field.metadata
+    }
 
     assert options <= {(section, option) for section, option, _ in WRONG_VALUES}
 
 
 def test_a_value_of_several_lines_is_still_reported_in_one(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "a.ini"
     file.write_text("[k2hr3]\ntimeout_seconds = 1\n  concurrency = 2\n")
 
@@ -461,9 +561,12 @@ def test_a_value_of_several_lines_is_still_reported_in_one(
 
 
 def test_the_file_that_is_wrong_is_named_among_several(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [write_settings(tmp_path / f"{number}.ini", {"k2hr3": {"concurrency": number}})
-             for number in (1, 0)]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [
+        write_settings(tmp_path / f"{number}.ini", {"k2hr3": {"concurrency": number}})
+        for number in (1, 0)
+    ]
 
     assert k2hr3_osnl.main(["-c", str(files[0]), "--config-file", str(files[1])]) == 78
 
@@ -479,14 +582,20 @@ ERRORS = [
     (f"[{NOTIFICATIONS}]\nevent_type = *\n", r"event_type = \*: accepted is a regular expression"),
     (f"[{NOTIFICATIONS}]\npayload = x\n", r"payload = x: accepted is key:regex,key:regex"),
     (f"[{NOTIFICATIONS}]\ntransport_url = http://a:{SECRET}@b/\n", r"accepted is rabbit://user:"),
-    (f"[{NOTIFICATIONS}:x]\ntransport_url = rabbit://a:{SECRET}@b/\n",
-     rf"\[{NOTIFICATIONS}:x\] transport_url: .*run a second listener"),
-    (f"[{NOTIFICATIONS}]\ntransport_url = rabbit://a:{SECRET}@b/?heartbeat_timeout_threshold=x\n",
-     r"heartbeat_timeout_threshold = x: accepted is a whole number"),
+    (
+        f"[{NOTIFICATIONS}:x]\ntransport_url = rabbit://a:{SECRET}@b/\n",
+        rf"\[{NOTIFICATIONS}:x\] transport_url: .*run a second listener",
+    ),
+    (
+        f"[{NOTIFICATIONS}]\ntransport_url = rabbit://a:{SECRET}@b/?heartbeat_timeout_threshold=x\n",
+        r"heartbeat_timeout_threshold = x: accepted is a whole number",
+    ),
     ("[k2hr3]\nca_file = {folder}\n", r"\[k2hr3\] ca_file = /\S+: accepted is a file"),
     ("[k2hr3]\nca_file = {folder}/b.pem\n", r"\[k2hr3\] .*ca_file.*/b\.pem.*accepted .*PEM"),
-    ("[oslo_messaging_rabbit]\nssl = 1\nssl_ca_file = {folder}/b.pem\n",
-     r"\[oslo_messaging_rabbit\] .*ssl_ca_file.*/b\.pem.*accepted .*PEM"),
+    (
+        "[oslo_messaging_rabbit]\nssl = 1\nssl_ca_file = {folder}/b.pem\n",
+        r"\[oslo_messaging_rabbit\] .*ssl_ca_file.*/b\.pem.*accepted .*PEM",
+    ),
     ("concurrency = 1\n", r"a\.ini: line 1 .*accepted is .*\[section\]"),
     (f"[DEFAULT]\n\ntransport_url {SECRET}\n", r"a\.ini: line 3 .*accepted is .*option = value"),
     ("[k2hr3]\nca_file = \xff\n", r"a\.ini: .*utf-8.*accepted is a text file"),
@@ -495,7 +604,8 @@ ERRORS = [
 
 @pytest.mark.parametrize(("text", "expected"), ERRORS, ids=range(len(ERRORS)))
 def test_the_command_line_ends_with_78_and_one_line(
-        tmp_path: Path, text: str, expected: str) -> None:
+    tmp_path: Path, text: str, expected: str
+) -> None:
     file = tmp_path / "a.ini"
     file.touch(mode=0o600)
     file.write_text(text.format(folder=tmp_path), encoding="latin-1")
@@ -532,36 +642,46 @@ def test_wrong_usage_ends_with_2_and_the_version_with_0() -> None:
     assert (version.returncode, version.stdout) == (0, f"k2hr3_osnl {k2hr3_osnl.__version__}\n")
 
 
-@pytest.mark.parametrize(("section", "option", "nearest"), [
-    ("k2hr3", "api_uri", "api_url"),
-    ("k2hr3", "retry_interval_second", "retry_interval_seconds"),
-    (NOTIFICATIONS, "transport_ur", "transport_url"),
-    (f"{NOTIFICATIONS}:nova", "event_typ", "event_type"),
-])
+@pytest.mark.parametrize(
+    ("section", "option", "nearest"),
+    [
+        ("k2hr3", "api_uri", "api_url"),
+        ("k2hr3", "retry_interval_second", "retry_interval_seconds"),
+        (NOTIFICATIONS, "transport_ur", "transport_url"),
+        (f"{NOTIFICATIONS}:nova", "event_typ", "event_type"),
+    ],
+)
 def test_an_unknown_option_warns_with_the_nearest_name(
-        tmp_path: Path, section: str, option: str, nearest: str) -> None:
+    tmp_path: Path, section: str, option: str, nearest: str
+) -> None:
     config = load(tmp_path, f"[{section}]\n{option} = {SECRET}\n")
 
-    warning, = config.warnings
+    (warning,) = config.warnings
     assert f"{tmp_path}/k2hr3_osnl.ini: [{section}] {option}" in warning
     assert warning.endswith(nearest)
     assert SECRET not in warning
 
 
 def test_options_without_effect_and_other_sections_are_accepted(tmp_path: Path) -> None:
-    config = load(tmp_path, f"[{NOTIFICATIONS}]\ndriver = messagingv2\ntopics = a\nretry = -1\n"
-                            "executor = eventlet\nallow_requeue = no\n"
-                            "[k2hr3]\nrequeue_on_error = true\n[DEFAULT]\nstate_path = /x\n"
-                            "[database]\nconnection = %s$$\n")
+    config = load(
+        tmp_path,
+        f"[{NOTIFICATIONS}]\ndriver = messagingv2\ntopics = a\nretry = -1\n"
+        "executor = eventlet\nallow_requeue = no\n"
+        "[k2hr3]\nrequeue_on_error = true\n[DEFAULT]\nstate_path = /x\n"
+        "[database]\nconnection = %s$$\n",
+    )
 
     assert config.warnings == ()
     assert config.sources == (Source(),)
 
 
-@pytest.mark.parametrize(("text", "warning"), [
-    ("[oslo_messaging_rabbit]\nssl = true", "unverified"),
-    ("[k2hr3]\nallow_self_signed_cert = true", "allow_self_signed_cert"),
-])
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("[oslo_messaging_rabbit]\nssl = true", "unverified"),
+        ("[k2hr3]\nallow_self_signed_cert = true", "allow_self_signed_cert"),
+    ],
+)
 def test_unverified_tls_is_warned_about(tmp_path: Path, text: str, warning: str) -> None:
     assert [warning in text for text in load(tmp_path, text).warnings] == [True]
 
@@ -588,7 +708,9 @@ def test_the_settings_file_documents_every_option_and_its_default() -> None:
     assert documented(PROGRAM.with_suffix(".ini")) == [
         (section, field.name, shown(field.default), field.metadata["meaning"])
         for section, table in OPTIONS.items()
-        for field in dataclasses.fields(table) if field.metadata]
+        for field in dataclasses.fields(table)
+        if field.metadata
+    ]
 
 
 def test_the_settings_file_put_into_force_is_the_default(tmp_path: Path) -> None:
@@ -606,41 +728,55 @@ def test_the_settings_file_put_into_force_is_the_default(tmp_path: Path) -> None
 def hosts_of(url: str) -> list[tuple[str, int, str, str, str]]:
     """Host, port, user, password and virtual host of each of a transport URL's hosts."""
     found: list[Any] = list(parse_transport_url(url))
-    return [(host.host, host.port, host.credentials.username, host.credentials.password,
-             host.virtual_host) for host in found]
+    return [
+        (
+            host.host,
+            host.port,
+            host.credentials.username,
+            host.credentials.password,
+            host.virtual_host,
+        )
+        for host in found
+    ]
 
 
-@pytest.mark.parametrize(("url", "expected"), [
-    ("rabbit://u:p@h:1/v", [("h", 1, "u", "p", "v")]),
-    ("kombu://u:p@h/v", [("h", 5672, "u", "p", "v")]),
-    ("amqp://u:p@h/v", [("h", 5672, "u", "p", "v")]),
-    ("rabbit://u:p@h", [("h", 5672, "u", "p", "/")]),
-    ("rabbit://u:p@h/", [("h", 5672, "u", "p", "/")]),
-    ("rabbit://u:p@h//", [("h", 5672, "u", "p", "/")]),
-    ("rabbit://u:p@h/%2F", [("h", 5672, "u", "p", "/")]),
-    ("rabbit://u:p@h//v", [("h", 5672, "u", "p", "/v")]),
-    ("rabbit://u:p@h/%2Fv", [("h", 5672, "u", "p", "/v")]),
-    ("rabbit://u:p@h/a%20b", [("h", 5672, "u", "p", "a b")]),
-    ("rabbit://u:p@h/v?ssl=1", [("h", 5672, "u", "p", "v")]),
-    ("rabbit://u:p@h?ssl=1", [("h", 5672, "u", "p", "/")]),
-    ("rabbit://h", [("h", 5672, "guest", "guest", "/")]),
-    ("rabbit://u%40x:p%2Fw%3A%25%2C@h/", [("h", 5672, "u@x", "p/w:%,", "/")]),
-    ("rabbit://u:p:w@h/", [("h", 5672, "u", "p:w", "/")]),
-    ("rabbit://u:p@w@h/", [("h", 5672, "u", "p@w", "/")]),
-    ("rabbit://u:p+w@h/", [("h", 5672, "u", "p+w", "/")]),
-    ("rabbit://u:p@[::1]:1/", [("::1", 1, "u", "p", "/")]),
-    ("rabbit://u:p@[2001:db8::1]/v", [("2001:db8::1", 5672, "u", "p", "v")]),
-    ("rabbit://u:p@my-host.example.com/", [("my-host.example.com", 5672, "u", "p", "/")]),
-    ("rabbit://a:b@h1:1,c:d@[::1]:2,e:f@h3/v", [
-        ("h1", 1, "a", "b", "v"), ("::1", 2, "c", "d", "v"), ("h3", 5672, "e", "f", "v")]),
-])
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("rabbit://u:p@h:1/v", [("h", 1, "u", "p", "v")]),
+        ("kombu://u:p@h/v", [("h", 5672, "u", "p", "v")]),
+        ("amqp://u:p@h/v", [("h", 5672, "u", "p", "v")]),
+        ("rabbit://u:p@h", [("h", 5672, "u", "p", "/")]),
+        ("rabbit://u:p@h/", [("h", 5672, "u", "p", "/")]),
+        ("rabbit://u:p@h//", [("h", 5672, "u", "p", "/")]),
+        ("rabbit://u:p@h/%2F", [("h", 5672, "u", "p", "/")]),
+        ("rabbit://u:p@h//v", [("h", 5672, "u", "p", "/v")]),
+        ("rabbit://u:p@h/%2Fv", [("h", 5672, "u", "p", "/v")]),
+        ("rabbit://u:p@h/a%20b", [("h", 5672, "u", "p", "a b")]),
+        ("rabbit://u:p@h/v?ssl=1", [("h", 5672, "u", "p", "v")]),
+        ("rabbit://u:p@h?ssl=1", [("h", 5672, "u", "p", "/")]),
+        ("rabbit://h", [("h", 5672, "guest", "guest", "/")]),
+        ("rabbit://u%40x:p%2Fw%3A%25%2C@h/", [("h", 5672, "u@x", "p/w:%,", "/")]),
+        ("rabbit://u:p:w@h/", [("h", 5672, "u", "p:w", "/")]),
+        ("rabbit://u:p@w@h/", [("h", 5672, "u", "p@w", "/")]),
+        ("rabbit://u:p+w@h/", [("h", 5672, "u", "p+w", "/")]),
+        ("rabbit://u:p@[::1]:1/", [("::1", 1, "u", "p", "/")]),
+        ("rabbit://u:p@[2001:db8::1]/v", [("2001:db8::1", 5672, "u", "p", "v")]),
+        ("rabbit://u:p@my-host.example.com/", [("my-host.example.com", 5672, "u", "p", "/")]),
+        (
+            "rabbit://a:b@h1:1,c:d@[::1]:2,e:f@h3/v",
+            [("h1", 1, "a", "b", "v"), ("::1", 2, "c", "d", "v"), ("h3", 5672, "e", "f", "v")],
+        ),
+    ],
+)
 def test_transport_urls(url: str, expected: list[tuple[str, int, str, str, str]]) -> None:
     assert hosts_of(url) == expected
 
 
 def test_a_password_with_percent_is_not_interpolated_by_the_settings_file(tmp_path: Path) -> None:
-    source, = load(tmp_path, f"[{NOTIFICATIONS}]\n"
-                             "transport_url = rabbit://u:%25%28x%29s$$@h/\n").sources
+    (source,) = load(
+        tmp_path, f"[{NOTIFICATIONS}]\ntransport_url = rabbit://u:%25%28x%29s$$@h/\n"
+    ).sources
 
     assert hosts_of(source.transport_url) == [("h", 5672, "u", "%(x)s$", "/")]
 
@@ -650,11 +786,14 @@ HOST = st.sampled_from(["h", "my-host.example.com", "127.0.0.1", "[::1]", "[2001
 
 
 @hypothesis_settings(deadline=None, database=None)
-@given(hosts=st.lists(st.tuples(WORD, WORD, HOST, st.integers(1, 65535)), min_size=1, max_size=4),
-       path=st.one_of(st.just(""), st.just("/"), st.just("//"), WORD.map(lambda word: "/" + word)),
-       query=st.sampled_from(["", "?a=b", "?a=b/c&d=@"]))
+@given(
+    hosts=st.lists(st.tuples(WORD, WORD, HOST, st.integers(1, 65535)), min_size=1, max_size=4),
+    path=st.one_of(st.just(""), st.just("/"), st.just("//"), WORD.map(lambda word: "/" + word)),
+    query=st.sampled_from(["", "?a=b", "?a=b/c&d=@"]),
+)
 def test_transport_urls_are_read_as_oslo_messaging_reads_them(
-        hosts: list[tuple[str, str, str, int]], path: str, query: str) -> None:
+    hosts: list[tuple[str, str, str, int]], path: str, query: str
+) -> None:
     netloc = ",".join(f"{user}:{password}@{host}:{port}" for user, password, host, port in hosts)
     url = f"rabbit://{netloc}{path}{query}"
 
@@ -663,18 +802,29 @@ def test_transport_urls_are_read_as_oslo_messaging_reads_them(
     except ValueError:
         assume(False)  # older Pythons refuse an address in brackets beside a name
 
-    assert hosts_of(url) == [(host.hostname, host.port, host.username, host.password,
-                              oslo.virtual_host or "/") for host in oslo.hosts]
+    assert hosts_of(url) == [
+        (host.hostname, host.port, host.username, host.password, oslo.virtual_host or "/")
+        for host in oslo.hosts
+    ]
 
 
 WRONG_URLS = [
-    "", "rabbit://", f"guest:{SECRET}@host:5672", f"rabbit:guest:{SECRET}@host/",
-    f"rabbit:/guest:{SECRET}@host/", f"http://guest:{SECRET}@host/",
-    f"rabbit://guest:{SECRET}@host:port/", f"rabbit://guest:{SECRET}@host:0/",
-    f"rabbit://guest:{SECRET}@host:65536/", f"rabbit://guest:{SECRET}@/",
-    f"rabbit://guest:{SECRET}@[::1/", f"rabbit://guest:{SECRET}@::1/",
-    f"rabbit://guest:{SECRET}@a,guest:{SECRET}@b:x/", f"rabbit://guest:{SECRET}@a b/",
-    f"rabbit://guest:{SECRET}/@host/", f"rabbit://guest:{SECRET}@a b,\n  guest:{SECRET}@c/",
+    "",
+    "rabbit://",
+    f"guest:{SECRET}@host:5672",
+    f"rabbit:guest:{SECRET}@host/",
+    f"rabbit:/guest:{SECRET}@host/",
+    f"http://guest:{SECRET}@host/",
+    f"rabbit://guest:{SECRET}@host:port/",
+    f"rabbit://guest:{SECRET}@host:0/",
+    f"rabbit://guest:{SECRET}@host:65536/",
+    f"rabbit://guest:{SECRET}@/",
+    f"rabbit://guest:{SECRET}@[::1/",
+    f"rabbit://guest:{SECRET}@::1/",
+    f"rabbit://guest:{SECRET}@a,guest:{SECRET}@b:x/",
+    f"rabbit://guest:{SECRET}@a b/",
+    f"rabbit://guest:{SECRET}/@host/",
+    f"rabbit://guest:{SECRET}@a b,\n  guest:{SECRET}@c/",
 ]
 
 
@@ -731,15 +881,25 @@ PORT_PAYLOAD = port(CUK, ["::1"])
 
 def properties(compression: Any = None) -> pika.BasicProperties:
     """Of a delivery, with a kombu compression header or without."""
-    return pika.BasicProperties(headers=None if compression is None else
-                                {"compression": compression})
+    return pika.BasicProperties(
+        headers=None if compression is None else {"compression": compression}
+    )
 
 
 def bare(**changes: Any) -> dict[str, Any]:
     """A notification as it is inside its envelope; a member that is `...` is left out."""
-    message = {"message_id": "1", "publisher_id": "network.host1", "timestamp": "2026-03-02",
-               "event_type": "port.delete.end", "priority": "INFO", "payload": PORT_PAYLOAD,
-               "_unique_id": "2", "_context_user": "neutron", "_context_roles": ["a"], **changes}
+    message = {
+        "message_id": "1",
+        "publisher_id": "network.host1",
+        "timestamp": "2026-03-02",
+        "event_type": "port.delete.end",
+        "priority": "INFO",
+        "payload": PORT_PAYLOAD,
+        "_unique_id": "2",
+        "_context_user": "neutron",
+        "_context_roles": ["a"],
+        **changes,
+    }
     return {name: value for name, value in message.items() if value is not ...}
 
 
@@ -748,73 +908,102 @@ def envelope(message: Any, version: Any = "2.0") -> bytes:
     return json.dumps({"oslo.version": version, "oslo.message": json.dumps(message)}).encode()
 
 
-@pytest.mark.parametrize("body", [
-    json.dumps(bare()).encode(), envelope(bare()), envelope(bare(), "2.1"),
-    envelope(bare(), "2.17"),
-], ids=["1.0", "2.0", "2.1", "2.17"])
-@pytest.mark.parametrize(("compress", "compression"), [
-    (bytes, None), (zlib.compress, GZIP), (bz2.compress, BZ2)], ids=["plain", "gzip", "bz2"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps(bare()).encode(),
+        envelope(bare()),
+        envelope(bare(), "2.1"),
+        envelope(bare(), "2.17"),
+    ],
+    ids=["1.0", "2.0", "2.1", "2.17"],
+)
+@pytest.mark.parametrize(
+    ("compress", "compression"),
+    [(bytes, None), (zlib.compress, GZIP), (bz2.compress, BZ2)],
+    ids=["plain", "gzip", "bz2"],
+)
 def test_notifications_are_read_from_every_envelope_and_compression(
-        body: bytes, compress: Any, compression: str | None) -> None:
+    body: bytes, compress: Any, compression: str | None
+) -> None:
     assert decode(compress(body), properties(compression)) == Notification(
-        {"user": "neutron", "roles": ["a"]}, "network.host1", "port.delete.end", "info",
+        {"user": "neutron", "roles": ["a"]},
+        "network.host1",
+        "port.delete.end",
+        "info",
         PORT_PAYLOAD,
-        {"message_id": "1", "timestamp": "2026-03-02"})
+        {"message_id": "1", "timestamp": "2026-03-02"},
+    )
 
 
-@pytest.mark.parametrize(("body", "compression", "reason"), [
-    (b"", None, "not JSON"),
-    (b"hello", None, "not JSON"),
-    (b'{"event_type": "port', None, "not JSON"),
-    (b"\xff\xfe{\x00", None, "not UTF-8"),
-    ("é".encode("latin-1"), None, "not UTF-8"),
-    (json.dumps(bare()).encode("utf-16"), None, "not UTF-8"),
-    (json.dumps(bare()).encode("utf-16-le"), None, "not JSON"),
-    (b"[]", None, "not an object"), (b"null", None, "not an object"), (b'"x"', None, "an object"),
-    (b"[" * 100_000, None, "nested too deep"),
-    (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, None, "nested too deep"),
-    (json.dumps({"oslo.version": "2.0", "oslo.message": "[" * 100_000}).encode(), None,
-     "nested too deep"),
-    (b"{}", None, "publisher_id is missing"),
-    (envelope(bare(), "1.0"), None, "version '1.0' is not 2"),
-    (envelope(bare(), "3.0"), None, "version '3.0' is not 2"),
-    (envelope(bare(), "2"), None, "version '2' is not 2.x"),
-    (envelope(bare(), "2.x"), None, "version '2.x' is not 2.x"),
-    (envelope(bare(), "20.0"), None, "version '20.0' is not 2"),
-    (envelope(bare(), ""), None, "version '' is not 2"),
-    (envelope(bare(), 2.0), None, "version 2.0 is not 2"),
-    (envelope(bare(), None), None, "version None is not 2"),
-    (envelope("text"), None, "not an object"),
-    (b'{"oslo.version": "2.0", "oslo.message": {}}', None, "oslo.message is not a text"),
-    (b'{"oslo.version": "2.0", "oslo.message": "{"}', None, "not JSON"),
-    (envelope(bare(event_type=...)), None, "event_type is missing"),
-    (envelope(bare(event_type=1)), None, "event_type is .*not a text"),
-    (envelope(bare(publisher_id=["x"])), None, "publisher_id is .*not a text"),
-    (envelope(bare(priority=None)), None, "priority is .*not a text"),
-    (envelope(bare()), GZIP, "body is not 'application/x-gzip'"),
-    (envelope(bare()), BZ2, "body is not 'application/x-bz2'"),
-    (b"", GZIP, "cut off"), (b"", BZ2, "cut off"),
-    (zlib.compress(envelope(bare()))[:-9], GZIP, "cut off"),
-    (bz2.compress(envelope(bare()))[:-9], BZ2, "cut off"),
-    (envelope(bare()), "application/zstd", "compression 'application/zstd' is not known"),
-    (envelope(bare()), ["x"], r"compression \['x'\] is not known"),
-    (envelope(bare(payload="x" * MAX_BYTES)), None, "larger than 8388608 bytes"),
-    (b"\0" * (MAX_BYTES + 1), GZIP, "larger than 8388608 bytes"),
-    (zlib.compress(b" " * (MAX_BYTES + 1)), GZIP, "larger than 8388608 bytes"),
-    (bz2.compress(b" " * (MAX_BYTES + 1)), BZ2, "larger than 8388608 bytes"),
-], ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(
+    ("body", "compression", "reason"),
+    [
+        (b"", None, "not JSON"),
+        (b"hello", None, "not JSON"),
+        (b'{"event_type": "port', None, "not JSON"),
+        (b"\xff\xfe{\x00", None, "not UTF-8"),
+        ("é".encode("latin-1"), None, "not UTF-8"),
+        (json.dumps(bare()).encode("utf-16"), None, "not UTF-8"),
+        (json.dumps(bare()).encode("utf-16-le"), None, "not JSON"),
+        (b"[]", None, "not an object"),
+        (b"null", None, "not an object"),
+        (b'"x"', None, "an object"),
+        (b"[" * 100_000, None, "nested too deep"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, None, "nested too deep"),
+        (
+            json.dumps({"oslo.version": "2.0", "oslo.message": "[" * 100_000}).encode(),
+            None,
+            "nested too deep",
+        ),
+        (b"{}", None, "publisher_id is missing"),
+        (envelope(bare(), "1.0"), None, "version '1.0' is not 2"),
+        (envelope(bare(), "3.0"), None, "version '3.0' is not 2"),
+        (envelope(bare(), "2"), None, "version '2' is not 2.x"),
+        (envelope(bare(), "2.x"), None, "version '2.x' is not 2.x"),
+        (envelope(bare(), "20.0"), None, "version '20.0' is not 2"),
+        (envelope(bare(), ""), None, "version '' is not 2"),
+        (envelope(bare(), 2.0), None, "version 2.0 is not 2"),
+        (envelope(bare(), None), None, "version None is not 2"),
+        (envelope("text"), None, "not an object"),
+        (b'{"oslo.version": "2.0", "oslo.message": {}}', None, "oslo.message is not a text"),
+        (b'{"oslo.version": "2.0", "oslo.message": "{"}', None, "not JSON"),
+        (envelope(bare(event_type=...)), None, "event_type is missing"),
+        (envelope(bare(event_type=1)), None, "event_type is .*not a text"),
+        (envelope(bare(publisher_id=["x"])), None, "publisher_id is .*not a text"),
+        (envelope(bare(priority=None)), None, "priority is .*not a text"),
+        (envelope(bare()), GZIP, "body is not 'application/x-gzip'"),
+        (envelope(bare()), BZ2, "body is not 'application/x-bz2'"),
+        (b"", GZIP, "cut off"),
+        (b"", BZ2, "cut off"),
+        (zlib.compress(envelope(bare()))[:-9], GZIP, "cut off"),
+        (bz2.compress(envelope(bare()))[:-9], BZ2, "cut off"),
+        (envelope(bare()), "application/zstd", "compression 'application/zstd' is not known"),
+        (envelope(bare()), ["x"], r"compression \['x'\] is not known"),
+        (envelope(bare(payload="x" * MAX_BYTES)), None, "larger than 8388608 bytes"),
+        (b"\0" * (MAX_BYTES + 1), GZIP, "larger than 8388608 bytes"),
+        (zlib.compress(b" " * (MAX_BYTES + 1)), GZIP, "larger than 8388608 bytes"),
+        (bz2.compress(b" " * (MAX_BYTES + 1)), BZ2, "larger than 8388608 bytes"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
 def test_bad_bodies_are_malformed_with_a_reason_a_person_understands(
-        body: bytes, compression: Any, reason: str) -> None:
+    body: bytes, compression: Any, reason: str
+) -> None:
     with pytest.raises(MalformedNotification, match=reason) as error:
         decode(body, properties(compression))
 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("compress", "compression"), [
-    (bytes, None), (zlib.compress, GZIP), (bz2.compress, BZ2)], ids=["plain", "gzip", "bz2"])
+@pytest.mark.parametrize(
+    ("compress", "compression"),
+    [(bytes, None), (zlib.compress, GZIP), (bz2.compress, BZ2)],
+    ids=["plain", "gzip", "bz2"],
+)
 def test_a_body_of_exactly_8_mib_is_read_and_one_byte_more_is_not(
-        compress: Any, compression: str | None) -> None:
+    compress: Any, compression: str | None
+) -> None:
     largest = envelope(bare()).ljust(MAX_BYTES)
 
     assert decode(compress(largest), properties(compression)).event_type == "port.delete.end"
@@ -822,8 +1011,11 @@ def test_a_body_of_exactly_8_mib_is_read_and_one_byte_more_is_not(
         decode(compress(largest + b" "), properties(compression))
 
 
-@pytest.mark.parametrize(("compressor", "compression"), [
-    (zlib.compressobj(), GZIP), (bz2.BZ2Compressor(), BZ2)], ids=["gzip", "bz2"])
+@pytest.mark.parametrize(
+    ("compressor", "compression"),
+    [(zlib.compressobj(), GZIP), (bz2.BZ2Compressor(), BZ2)],
+    ids=["gzip", "bz2"],
+)
 def test_a_bomb_is_refused_before_it_is_unpacked(compressor: Any, compression: str) -> None:
     mib = bytes(1024 * 1024)
     bomb = b"".join(compressor.compress(mib) for _ in range(100)) + compressor.flush()
@@ -839,8 +1031,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(compressor: Any, compression: s
 
 
 @pytest.mark.parametrize("event", noise(), ids=lambda event: event[0])
-def test_everyday_events_are_recognised_without_decoding(
-        event: tuple[str, dict[str, Any]]) -> None:
+def test_everyday_events_are_recognised_without_decoding(event: tuple[str, dict[str, Any]]) -> None:
     message = bare(event_type=event[0], payload=event[1])
 
     assert quick_event_type(json.dumps(message).encode(), properties()) == event[0].encode()
@@ -848,16 +1039,27 @@ def test_everyday_events_are_recognised_without_decoding(
     assert quick_event_type(zlib.compress(envelope(message)), properties(GZIP)) is None
 
 
-@pytest.mark.parametrize(("key", "other"), [
-    ("\\u0065vent_type", "event_type"), ("event\\u005ftype", "event_type"),
-    ("event_type", "event_typ\\u0065"), ("event_type", "old_event_type"),
-    ("event_type", "event_type"), ("\\u0065vent_type", "_event_type"),
-])
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("\\u0065vent_type", "event_type"),
+        ("event\\u005ftype", "event_type"),
+        ("event_type", "event_typ\\u0065"),
+        ("event_type", "old_event_type"),
+        ("event_type", "event_type"),
+        ("\\u0065vent_type", "_event_type"),
+    ],
+)
 @pytest.mark.parametrize("enveloped", [False, True])
 def test_a_key_in_disguise_does_not_deceive_the_quick_look(
-        key: str, other: str, enveloped: bool) -> None:
-    members = [f'"{key}": "port.delete.end"', f'"payload": {{"{other}": "port.update.end"}}',
-               '"publisher_id": "network.h"', '"priority": "INFO"']
+    key: str, other: str, enveloped: bool
+) -> None:
+    members = [
+        f'"{key}": "port.delete.end"',
+        f'"payload": {{"{other}": "port.update.end"}}',
+        '"publisher_id": "network.h"',
+        '"priority": "INFO"',
+    ]
     for order in (members, members[::-1]):
         text = "{" + ", ".join(order) + "}"
         body = json.dumps({"oslo.version": "2.0", "oslo.message": text}) if enveloped else text
@@ -869,26 +1071,48 @@ def test_a_key_in_disguise_does_not_deceive_the_quick_look(
 # Notifications of every spelling, by hypothesis
 
 KEYS = st.one_of(
-    st.just("event_type"), st.sampled_from(["old_event_type", "event_type\\", "uuid", "a"]),
-    st.text(max_size=5))
+    st.just("event_type"),
+    st.sampled_from(["old_event_type", "event_type\\", "uuid", "a"]),
+    st.text(max_size=5),
+)
 EVENT_TYPES = st.one_of(
     st.sampled_from(["port.delete.end", "port.update.end", "a:b", "x-y", "event_type", ""]),
-    st.text(max_size=8))
-TEXTS = st.one_of(EVENT_TYPES, st.sampled_from(
-    ['"event_type": "x"', '{"event_type": "x"}', '\\"event_type\\": \\"x\\"', "\\u0065vent_type"]))
+    st.text(max_size=8),
+)
+TEXTS = st.one_of(
+    EVENT_TYPES,
+    st.sampled_from(
+        [
+            '"event_type": "x"',
+            '{"event_type": "x"}',
+            '\\"event_type\\": \\"x\\"',
+            "\\u0065vent_type",
+        ]
+    ),
+)
 JSON_VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), TEXTS),
-    lambda inner: st.one_of(st.lists(inner, max_size=4),
-                            st.dictionaries(KEYS, inner, max_size=4)), max_leaves=8)
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=8,
+)
 MESSAGES = st.builds(
     lambda event_type, publisher_id, priority, payload, more, context: {
-        **more, "event_type": event_type, "publisher_id": publisher_id, "priority": priority,
-        "payload": payload, **{f"_context_{key}": value for key, value in context.items()},
-        "message_id": "1", "timestamp": "2026-03-02"},
-    EVENT_TYPES, st.sampled_from(["network.h", "compute.h", ""]),
+        **more,
+        "event_type": event_type,
+        "publisher_id": publisher_id,
+        "priority": priority,
+        "payload": payload,
+        **{f"_context_{key}": value for key, value in context.items()},
+        "message_id": "1",
+        "timestamp": "2026-03-02",
+    },
+    EVENT_TYPES,
+    st.sampled_from(["network.h", "compute.h", ""]),
     st.sampled_from(["INFO", "info", "ERROR"]),
     JSON_VALUES | st.dictionaries(KEYS, EVENT_TYPES, min_size=1, max_size=2),
-    st.dictionaries(KEYS, JSON_VALUES, max_size=2), st.dictionaries(KEYS, JSON_VALUES, max_size=3))
+    st.dictionaries(KEYS, JSON_VALUES, max_size=2),
+    st.dictionaries(KEYS, JSON_VALUES, max_size=3),
+)
 
 
 def spell(value: Any, chance: random.Random) -> str:
@@ -896,16 +1120,28 @@ def spell(value: Any, chance: random.Random) -> str:
     space = chance.choice(["", "", " ", "\n\t"])
     if isinstance(value, str):
         share = chance.choice([0, 0, 0, 0.1, 1])
-        return '"' + "".join(
-            "".join(f"\\u{unit:04x}" for unit in utf_16(char)) if chance.random() < share else
-            json.dumps(char, ensure_ascii=chance.random() < 0.5)[1:-1] for char in value) + '"'
+        return (
+            '"'
+            + "".join(
+                "".join(f"\\u{unit:04x}" for unit in utf_16(char))
+                if chance.random() < share
+                else json.dumps(char, ensure_ascii=chance.random() < 0.5)[1:-1]
+                for char in value
+            )
+            + '"'
+        )
     if isinstance(value, list):
         return "[" + f",{space}".join(spell(item, chance) for item in value) + space + "]"
     if isinstance(value, dict):
         items = list(value.items())
         chance.shuffle(items)
-        return "{" + f"{space},".join(f"{spell(key, chance)}{space}:{space}{spell(item, chance)}"
-                                      for key, item in items) + "}"
+        return (
+            "{"
+            + f"{space},".join(
+                f"{spell(key, chance)}{space}:{space}{spell(item, chance)}" for key, item in items
+            )
+            + "}"
+        )
     return json.dumps(value)
 
 
@@ -925,17 +1161,25 @@ def spelled(message: Any, version: str | None, more: Any, chance: random.Random)
 
 def bodies(*versions: str | None) -> st.SearchStrategy[bytes]:
     """Message bodies, in envelopes of these versions; None: bare."""
-    return st.builds(spelled, MESSAGES, st.sampled_from(versions),
-                     st.dictionaries(KEYS, JSON_VALUES, max_size=1),
-                     st.integers(0, 2**32).map(random.Random))  # st.randoms is 10 times slower
+    return st.builds(
+        spelled,
+        MESSAGES,
+        st.sampled_from(versions),
+        st.dictionaries(KEYS, JSON_VALUES, max_size=1),
+        st.integers(0, 2**32).map(random.Random),
+    )  # st.randoms is 10 times slower
 
 
 BODIES = bodies(None, "2.0", "2.3")
 OSLO_BODIES = bodies(None, "2.0")  # what oslo.messaging sends; it refuses a later minor version
 #: Shrinking these examples takes minutes and makes them no clearer.
-thorough = hypothesis_settings(deadline=None, database=None, max_examples=300,
-                             phases=[Phase.explicit, Phase.generate],
-                             suppress_health_check=list(HealthCheck))
+thorough = hypothesis_settings(
+    deadline=None,
+    database=None,
+    max_examples=300,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 
 @thorough
@@ -966,7 +1210,8 @@ def dispatch(body: bytes, endpoint: OsloEndpoint) -> None:
     for name in ("msg_id", "reply_q", "client_timeout"):  # of RPC, no part of a notification
         context.pop(name, None)
     NotificationDispatcher([endpoint], oslo_messaging.NoOpSerializer()).dispatch(
-        SimpleNamespace(ctxt=context, message=message))
+        SimpleNamespace(ctxt=context, message=message)
+    )
 
 
 @thorough
@@ -977,65 +1222,102 @@ def test_notifications_are_read_as_oslo_messaging_reads_them(body: bytes) -> Non
 
     found = decode(body, properties())
 
-    assert oslo.called == (found.context, found.publisher_id, found.event_type, found.payload,
-                           found.metadata)
+    assert oslo.called == (
+        found.context,
+        found.publisher_id,
+        found.event_type,
+        found.payload,
+        found.metadata,
+    )
 
 
 REGEXES = st.sampled_from(["", "^port", r".*\.end$", "a|x", "^$", "delete", "network", "[^a]", "1"])
-DICTS = st.dictionaries(st.sampled_from(["event_type", "uuid", "a", "message_id", "timestamp"]),
-                        REGEXES, max_size=2)
+DICTS = st.dictionaries(
+    st.sampled_from(["event_type", "uuid", "a", "message_id", "timestamp"]), REGEXES, max_size=2
+)
 #: One or two of the filter's five rules; with more of them nearly nothing is accepted.
-RULES = st.lists(st.one_of(
-    st.tuples(st.sampled_from(["event_type", "publisher_id"]), REGEXES),
-    st.tuples(st.sampled_from(["context", "metadata", "payload"]), DICTS)), max_size=2).map(dict)
+RULES = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["event_type", "publisher_id"]), REGEXES),
+        st.tuples(st.sampled_from(["context", "metadata", "payload"]), DICTS),
+    ),
+    max_size=2,
+).map(dict)
 
 
 @thorough
 @given(body=OSLO_BODIES, rules=RULES)
 def test_the_filter_accepts_what_oslo_messagings_accepts(
-        body: bytes, rules: dict[str, dict[str, str] | str]) -> None:
+    body: bytes, rules: dict[str, dict[str, str] | str]
+) -> None:
     oslo = OsloEndpoint(**rules)
     try:
         dispatch(body, oslo)
     except TypeError:
         pass  # a rule for a payload that is no object: oslo.messaging trips
-    source, = Config.load(environ={
-        f"OS_{NOTIFICATIONS.upper()}__{name.upper()}":
-            ",".join(f"{key}:{regex}" for key, regex in rule.items())
-            if isinstance(rule, dict) else rule
-        for name, rule in {"event_type": "", "publisher_id": "", **rules}.items()}).sources
+    (source,) = Config.load(
+        environ={
+            f"OS_{NOTIFICATIONS.upper()}__{name.upper()}": ",".join(
+                f"{key}:{regex}" for key, regex in rule.items()
+            )
+            if isinstance(rule, dict)
+            else rule
+            for name, rule in {"event_type": "", "publisher_id": "", **rules}.items()
+        }
+    ).sources
 
     assert accepts(source, decode(body, properties())) == bool(oslo.called)
 
 
-@pytest.mark.parametrize(("rules", "accepted"), [
-    ({}, True),
-    ({"event_type": r"^port\.delete"}, True), ({"event_type": "delete"}, False),
-    ({"publisher_id": "^network"}, True), ({"publisher_id": "^compute"}, False),
-    ({"context": "user:neutron"}, True), ({"context": "user:^nova$"}, False),
-    ({"context": "roles:a"}, False), ({"context": "nobody:.*"}, False),
-    ({"metadata": "timestamp:2026,message_id:1"}, True), ({"metadata": "timestamp:2025"}, False),
-    ({"payload": "port_id:.*"}, True), ({"payload": "port:.*"}, False),
-    ({"payload": "port_id:.*", "context": "user:^nova$"}, False),
-])
+@pytest.mark.parametrize(
+    ("rules", "accepted"),
+    [
+        ({}, True),
+        ({"event_type": r"^port\.delete"}, True),
+        ({"event_type": "delete"}, False),
+        ({"publisher_id": "^network"}, True),
+        ({"publisher_id": "^compute"}, False),
+        ({"context": "user:neutron"}, True),
+        ({"context": "user:^nova$"}, False),
+        ({"context": "roles:a"}, False),
+        ({"context": "nobody:.*"}, False),
+        ({"metadata": "timestamp:2026,message_id:1"}, True),
+        ({"metadata": "timestamp:2025"}, False),
+        ({"payload": "port_id:.*"}, True),
+        ({"payload": "port:.*"}, False),
+        ({"payload": "port_id:.*", "context": "user:^nova$"}, False),
+    ],
+)
 def test_the_five_rules_of_the_filter(rules: dict[str, str], accepted: bool) -> None:
-    source, = Config.load(environ={f"OS_{NOTIFICATIONS.upper()}__{name.upper()}": rule
-                                   for name, rule in rules.items()}).sources
+    (source,) = Config.load(
+        environ={
+            f"OS_{NOTIFICATIONS.upper()}__{name.upper()}": rule for name, rule in rules.items()
+        }
+    ).sources
 
     assert accepts(source, decode(envelope(bare()), properties())) is accepted
 
 
 @thorough
-@given(body=st.one_of(
-           st.binary(max_size=200), JSON_VALUES.map(lambda value: json.dumps(value).encode()),
-           st.builds(lambda body, at, by: body[:at] + by + body[at + len(by):], BODIES,
-                     st.integers(0, 300), st.binary(max_size=3))),
-       headers=st.none() | st.dictionaries(st.just("compression"), st.one_of(
-           st.sampled_from([GZIP, BZ2]), JSON_VALUES)),
-       compress=st.sampled_from([bytes, zlib.compress, bz2.compress]),
-       kept=st.none() | st.integers(0, 300))
+@given(
+    body=st.one_of(
+        st.binary(max_size=200),
+        JSON_VALUES.map(lambda value: json.dumps(value).encode()),
+        st.builds(
+            lambda body, at, by: body[:at] + by + body[at + len(by) :],
+            BODIES,
+            st.integers(0, 300),
+            st.binary(max_size=3),
+        ),
+    ),
+    headers=st.none()
+    | st.dictionaries(st.just("compression"), st.one_of(st.sampled_from([GZIP, BZ2]), JSON_VALUES)),
+    compress=st.sampled_from([bytes, zlib.compress, bz2.compress]),
+    kept=st.none() | st.integers(0, 300),
+)
 def test_no_body_raises_anything_but_malformed_notification(
-        body: bytes, headers: dict[str, Any] | None, compress: Any, kept: int | None) -> None:
+    body: bytes, headers: dict[str, Any] | None, compress: Any, kept: int | None
+) -> None:
     body, sent = compress(body)[:kept], pika.BasicProperties(headers=headers)
     quick_event_type(body, sent)
     try:
@@ -1043,9 +1325,12 @@ def test_no_body_raises_anything_but_malformed_notification(
     except MalformedNotification:
         pass
     else:
-        source, = Config.load(environ={
-            f"OS_{NOTIFICATIONS.upper()}__CONTEXT": "a:.*",
-            f"OS_{NOTIFICATIONS.upper()}__PAYLOAD": "a:.*,uuid:.*"}).sources
+        (source,) = Config.load(
+            environ={
+                f"OS_{NOTIFICATIONS.upper()}__CONTEXT": "a:.*",
+                f"OS_{NOTIFICATIONS.upper()}__PAYLOAD": "a:.*,uuid:.*",
+            }
+        ).sources
         accepts(source, notification)
 
 
@@ -1064,41 +1349,63 @@ def ips(*addresses: Any) -> list[dict[str, Any]]:
     return [{"subnet_id": CUK, "ip_address": address} for address in addresses]
 
 
-@pytest.mark.parametrize(("payload", "addresses"), [
-    (port(CUK, [ADDRESS]), (ADDRESS,)),
-    (port(CUK, [ADDRESS, "2001:db8::5"]), (ADDRESS, "2001:db8::5")),
-    (port(CUK, [ADDRESS], device_owner=...), (ADDRESS,)),
-    (port(CUK, [ADDRESS], device_owner=None), (ADDRESS,)),
-    (port(CUK, [ADDRESS], device_owner="compute:az-1"), (ADDRESS,)),
-    (port(CUK.upper(), [ADDRESS]), (ADDRESS,)),
-    (port(CUK.replace("-", ""), [ADDRESS]), (ADDRESS,)),
-    (instance(CUK), ()),
-    (instance(CUK.upper()), ()),
-    (compute_instance(CUK), ()),
-    (compute_instance(CUK.replace("-", "").upper()), ()),
-])
+@pytest.mark.parametrize(
+    ("payload", "addresses"),
+    [
+        (port(CUK, [ADDRESS]), (ADDRESS,)),
+        (port(CUK, [ADDRESS, "2001:db8::5"]), (ADDRESS, "2001:db8::5")),
+        (port(CUK, [ADDRESS], device_owner=...), (ADDRESS,)),
+        (port(CUK, [ADDRESS], device_owner=None), (ADDRESS,)),
+        (port(CUK, [ADDRESS], device_owner="compute:az-1"), (ADDRESS,)),
+        (port(CUK.upper(), [ADDRESS]), (ADDRESS,)),
+        (port(CUK.replace("-", ""), [ADDRESS]), (ADDRESS,)),
+        (instance(CUK), ()),
+        (instance(CUK.upper()), ()),
+        (compute_instance(CUK), ()),
+        (compute_instance(CUK.replace("-", "").upper()), ()),
+    ],
+)
 def test_payloads_become_deletions_with_the_canonical_cuk(
-        payload: dict[str, Any], addresses: tuple[str, ...]) -> None:
+    payload: dict[str, Any], addresses: tuple[str, ...]
+) -> None:
     assert deletion_of(payload) == Deletion(CUK, addresses)
     assert Deletion(CUK.upper()).cuk == CUK
 
 
-@pytest.mark.parametrize("payload", [
-    port(CUK, []), port(CUK, [], fixed_ips=None), port(CUK, [], fixed_ips=...),
-    port("", [ADDRESS]), port(CUK, [ADDRESS], device_id=None), port(CUK, [ADDRESS], device_id=...),
-    port("dhcp0f8e-7a4b", [ADDRESS], device_owner=...),
-    port("reserved_dhcp_port", [ADDRESS], device_owner=None),
-    *(port(CUK, [ADDRESS], device_owner=owner) for owner in (
-        "network:dhcp", "network:router_interface", "network:floatingip", "trunk:subport",
-        "baremetal:none", "", "Compute:nova", "xcompute:nova")),
-    {"port_id": CUK},
-])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        port(CUK, []),
+        port(CUK, [], fixed_ips=None),
+        port(CUK, [], fixed_ips=...),
+        port("", [ADDRESS]),
+        port(CUK, [ADDRESS], device_id=None),
+        port(CUK, [ADDRESS], device_id=...),
+        port("dhcp0f8e-7a4b", [ADDRESS], device_owner=...),
+        port("reserved_dhcp_port", [ADDRESS], device_owner=None),
+        *(
+            port(CUK, [ADDRESS], device_owner=owner)
+            for owner in (
+                "network:dhcp",
+                "network:router_interface",
+                "network:floatingip",
+                "trunk:subport",
+                "baremetal:none",
+                "",
+                "Compute:nova",
+                "xcompute:nova",
+            )
+        ),
+        {"port_id": CUK},
+    ],
+)
 def test_everyday_ports_are_ignored(payload: dict[str, Any]) -> None:
     assert deletion_of(payload) is None
 
 
 def test_a_neutron_that_sends_no_port_is_warned_about_once(
-        caplog: pytest.LogCaptureFixture) -> None:
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     endpoint = Endpoint()
     for _ in range(3):
         endpoint.info(Notification({}, "network.h", "", "info", {"port_id": "x"}, {}))
@@ -1106,33 +1413,46 @@ def test_a_neutron_that_sends_no_port_is_warned_about_once(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-@pytest.mark.parametrize(("payload", "reason"), [
-    (None, "payload is not an object"), ([], "payload is not an object"),
-    ("text", "payload is not an object"),
-    ({}, "names no instance"), ({"a": 1}, "names no instance"),
-    (port("no uuid", [ADDRESS]), "instance id 'no uuid' is not a UUID"),
-    (port(CUK + "0", [ADDRESS]), "is not a UUID"), (port(CUK + "\n", [ADDRESS]), "is not a UUID"),
-    (port(CUK[1:], [ADDRESS]), "is not a UUID"), (port(f"{{{CUK}}}", [ADDRESS]), "is not a UUID"),
-    (port("urn:uuid:" + CUK, [ADDRESS]), "is not a UUID"),
-    (port(CUK.replace("-", "", 1), [ADDRESS]), "is not a UUID"),
-    (port("٠" + CUK[1:], [ADDRESS]), "is not a UUID"),
-    (port(CUK, [ADDRESS], device_id=7), "device_id is a int"),
-    (port(CUK, [ADDRESS], device_owner=[]), "device_owner is a list"),
-    (port(CUK, [], fixed_ips=ADDRESS), "fixed_ips is a str"),
-    (port(CUK, [], fixed_ips={"ip_address": ADDRESS}), "fixed_ips is a dict"),
-    (port(CUK, [], fixed_ips=[ADDRESS]), "address"),
-    (port(CUK, [], fixed_ips=[{}]), "address"), (port(CUK, [], fixed_ips=[None]), "address"),
-    (port(CUK, [], fixed_ips=ips(None)), "address"), (port(CUK, [], fixed_ips=ips("")), "address"),
-    (port(CUK, [], fixed_ips=ips(7)), "7"),
-    (port(CUK, [], fixed_ips=ips(ADDRESS, "10.0.0.256")), "'10.0.0.256' is not an IP address"),
-    (port(CUK, [], fixed_ips=ips("10.0.0.0/24")), "is not an IP address"),
-    (port(CUK, [], fixed_ips=ips("my-host")), "is not an IP address"),
-    ({"port": "x"}, "port is a str"), ({"port": []}, "port is a list"),
-    ({"nova_object.data": None}, "not a UUID"), ({"nova_object.data": []}, "data is a list"),
-    ({"nova_object.data": {}}, "not a UUID"), ({"nova_object.data": {"uuid": 7}}, "not a UUID"),
-    ({"instance_id": None}, "not a UUID"), ({"instance_id": "7"}, "'7' is not a UUID"),
-    ({"instance_id": {"x": CUK}}, "not a UUID"),
-])
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (None, "payload is not an object"),
+        ([], "payload is not an object"),
+        ("text", "payload is not an object"),
+        ({}, "names no instance"),
+        ({"a": 1}, "names no instance"),
+        (port("no uuid", [ADDRESS]), "instance id 'no uuid' is not a UUID"),
+        (port(CUK + "0", [ADDRESS]), "is not a UUID"),
+        (port(CUK + "\n", [ADDRESS]), "is not a UUID"),
+        (port(CUK[1:], [ADDRESS]), "is not a UUID"),
+        (port(f"{{{CUK}}}", [ADDRESS]), "is not a UUID"),
+        (port("urn:uuid:" + CUK, [ADDRESS]), "is not a UUID"),
+        (port(CUK.replace("-", "", 1), [ADDRESS]), "is not a UUID"),
+        (port("٠" + CUK[1:], [ADDRESS]), "is not a UUID"),
+        (port(CUK, [ADDRESS], device_id=7), "device_id is a int"),
+        (port(CUK, [ADDRESS], device_owner=[]), "device_owner is a list"),
+        (port(CUK, [], fixed_ips=ADDRESS), "fixed_ips is a str"),
+        (port(CUK, [], fixed_ips={"ip_address": ADDRESS}), "fixed_ips is a dict"),
+        (port(CUK, [], fixed_ips=[ADDRESS]), "address"),
+        (port(CUK, [], fixed_ips=[{}]), "address"),
+        (port(CUK, [], fixed_ips=[None]), "address"),
+        (port(CUK, [], fixed_ips=ips(None)), "address"),
+        (port(CUK, [], fixed_ips=ips("")), "address"),
+        (port(CUK, [], fixed_ips=ips(7)), "7"),
+        (port(CUK, [], fixed_ips=ips(ADDRESS, "10.0.0.256")), "'10.0.0.256' is not an IP address"),
+        (port(CUK, [], fixed_ips=ips("10.0.0.0/24")), "is not an IP address"),
+        (port(CUK, [], fixed_ips=ips("my-host")), "is not an IP address"),
+        ({"port": "x"}, "port is a str"),
+        ({"port": []}, "port is a list"),
+        ({"nova_object.data": None}, "not a UUID"),
+        ({"nova_object.data": []}, "data is a list"),
+        ({"nova_object.data": {}}, "not a UUID"),
+        ({"nova_object.data": {"uuid": 7}}, "not a UUID"),
+        ({"instance_id": None}, "not a UUID"),
+        ({"instance_id": "7"}, "'7' is not a UUID"),
+        ({"instance_id": {"x": CUK}}, "not a UUID"),
+    ],
+)
 def test_payloads_that_no_attempt_can_make_good_are_malformed(payload: Any, reason: str) -> None:
     with pytest.raises(MalformedNotification, match=re.escape(reason)):
         deletion_of(payload)
@@ -1148,26 +1468,29 @@ def with_state(payload: dict[str, Any], state: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("to_payload", [instance, compute_instance])
-@pytest.mark.parametrize(("event_type", "state", "deleted"), [
-    ("instance.delete.end", "deleted", True),
-    ("compute.instance.force_delete.end", "deleted", True),
-    ("instance.update", "deleted", True),
-    ("instance.delete.end", "active", False),  # a deletion that failed
-    ("instance.delete.end", "error", False),
-    ("instance.soft_delete.end", "soft-delete", False),
-    ("instance.update", "active", False),
-    ("instance.delete.end", "Deleted", False),
-    ("instance.delete.end", "", False),
-    ("instance.delete.end", ..., True),  # hand-made, and taken at its word
-    ("compute.instance.delete.end", ..., True),
-    ("instance.update", ..., False),
-    ("compute.instance.update", ..., False),
-    ("instance.soft_delete.end", ..., False),
-    ("instance.delete.start", ..., False),
-])
+@pytest.mark.parametrize(
+    ("event_type", "state", "deleted"),
+    [
+        ("instance.delete.end", "deleted", True),
+        ("compute.instance.force_delete.end", "deleted", True),
+        ("instance.update", "deleted", True),
+        ("instance.delete.end", "active", False),  # a deletion that failed
+        ("instance.delete.end", "error", False),
+        ("instance.soft_delete.end", "soft-delete", False),
+        ("instance.update", "active", False),
+        ("instance.delete.end", "Deleted", False),
+        ("instance.delete.end", "", False),
+        ("instance.delete.end", ..., True),  # hand-made, and taken at its word
+        ("compute.instance.delete.end", ..., True),
+        ("instance.update", ..., False),
+        ("compute.instance.update", ..., False),
+        ("instance.soft_delete.end", ..., False),
+        ("instance.delete.start", ..., False),
+    ],
+)
 def test_the_state_of_an_instance_decides_whether_it_is_deleted(
-        to_payload: Callable[[str], dict[str, Any]], event_type: str, state: Any,
-        deleted: bool) -> None:
+    to_payload: Callable[[str], dict[str, Any]], event_type: str, state: Any, deleted: bool
+) -> None:
     found = deletion_of(with_state(to_payload(CUK), state), event_type)
 
     assert found == (Deletion(CUK) if deleted else None)
@@ -1177,7 +1500,8 @@ def test_the_state_of_an_instance_decides_whether_it_is_deleted(
 @pytest.mark.parametrize("event_type", ["instance.delete.end", "instance.update"])
 @pytest.mark.parametrize("state", [None, 7, True, ["deleted"], {"deleted": True}])
 def test_a_state_that_is_no_text_is_malformed(
-        to_payload: Callable[[str], dict[str, Any]], event_type: str, state: Any) -> None:
+    to_payload: Callable[[str], dict[str, Any]], event_type: str, state: Any
+) -> None:
     with pytest.raises(MalformedNotification, match="expected a text"):
         deletion_of(with_state(to_payload(CUK), state), event_type)
 
@@ -1185,15 +1509,28 @@ def test_a_state_that_is_no_text_is_malformed(
 @st.composite
 def nearly_payloads(draw: st.DrawFn) -> Any:
     """A service's payload with some members replaced by anything."""
-    payload = draw(st.sampled_from([port(CUK, [ADDRESS, "::1"]), port(CUK.upper(), [ADDRESS]),
-                                    instance(CUK), compute_instance(CUK)]))
+    payload = draw(
+        st.sampled_from(
+            [
+                port(CUK, [ADDRESS, "::1"]),
+                port(CUK.upper(), [ADDRESS]),
+                instance(CUK),
+                compute_instance(CUK),
+            ]
+        )
+    )
     payload = json.loads(json.dumps(payload))
     port_ = payload.get("port", payload)
     places: list[tuple[Any, Any]] = [
-        (payload, "port"), (payload, "nova_object.data"), (payload, "instance_id"),
-        (port_, "device_id"), (port_, "device_owner"), (port_, "fixed_ips"),
+        (payload, "port"),
+        (payload, "nova_object.data"),
+        (payload, "instance_id"),
+        (port_, "device_id"),
+        (port_, "device_owner"),
+        (port_, "fixed_ips"),
         *((ip, "ip_address") for ip in port_.get("fixed_ips", [])),
-        *((port_["fixed_ips"], at) for at in range(len(port_.get("fixed_ips", []))))]
+        *((port_["fixed_ips"], at) for at in range(len(port_.get("fixed_ips", [])))),
+    ]
     values = st.one_of(JSON_VALUES, st.sampled_from(["", CUK, ADDRESS, [], {}, None]))
     for holder, key in draw(st.lists(st.sampled_from(places), max_size=2)):
         holder[key] = draw(values)
@@ -1203,7 +1540,8 @@ def nearly_payloads(draw: st.DrawFn) -> Any:
 @thorough
 @given(payload=nearly_payloads() | JSON_VALUES)
 def test_no_payload_raises_anything_else_and_no_port_is_widened_to_its_instance(
-        payload: Any) -> None:
+    payload: Any,
+) -> None:
     try:
         deletion = deletion_of(payload)
     except MalformedNotification:
@@ -1249,8 +1587,9 @@ INSTANCE = Deletion(CUK)
 
 def client(api_url: str, **options: Any) -> k2hr3_osnl.RoleApi:
     """Our side of the Role API; attempts end within 1 s."""
-    return k2hr3_osnl.RoleApi(dataclasses.replace(
-        Config().k2hr3, api_url=api_url, timeout_seconds=1, **options))
+    return k2hr3_osnl.RoleApi(
+        dataclasses.replace(Config().k2hr3, api_url=api_url, timeout_seconds=1, **options)
+    )
 
 
 def failure(of: k2hr3_osnl.RoleApi, deletion: Deletion = INSTANCE) -> RoleApiError:
@@ -1263,20 +1602,27 @@ def failure(of: k2hr3_osnl.RoleApi, deletion: Deletion = INSTANCE) -> RoleApiErr
     return error.value
 
 
-@pytest.mark.parametrize(("deletion", "query", "left"), [
-    (PORT, [("extra", "openstack-auto-v1"), ("host", '["10.0.0.5","2001:db8::5"]'),
-            ("cuk", CUK)], {"10.0.0.6"}),
-    (INSTANCE, [("extra", "openstack-auto-v1"), ("cuk", CUK)], set()),
-])
+@pytest.mark.parametrize(
+    ("deletion", "query", "left"),
+    [
+        (
+            PORT,
+            [("extra", "openstack-auto-v1"), ("host", '["10.0.0.5","2001:db8::5"]'), ("cuk", CUK)],
+            {"10.0.0.6"},
+        ),
+        (INSTANCE, [("extra", "openstack-auto-v1"), ("cuk", CUK)], set()),
+    ],
+)
 def test_a_deletion_is_one_delete_with_exactly_this_query(
-        api: RoleApi, deletion: Deletion, query: list[tuple[str, str]], left: set[str]) -> None:
+    api: RoleApi, deletion: Deletion, query: list[tuple[str, str]], left: set[str]
+) -> None:
     api.register(CUK, ADDRESS, "2001:db8::5", "10.0.0.6")
-    other, = cuks(1)
+    (other,) = cuks(1)
     api.register(other, ADDRESS)
 
     client(api.url).delete(deletion)
 
-    request, = api.requests
+    (request,) = api.requests
     path, _, sent = request.target.partition("?")
     assert (request.method, path, request.status) == ("DELETE", "/v1/role", 204)
     assert sorted(urllib.parse.parse_qsl(sent, keep_blank_values=True)) == sorted(query)
@@ -1292,14 +1638,31 @@ def test_every_2xx_is_a_success(api: RoleApi, status: int) -> None:
     role_api.delete(INSTANCE)
 
 
-@pytest.mark.parametrize(("status", "hint"), [
-    (301, "redirect"), (302, "redirect"), (303, "redirect"), (307, "redirect"), (308, "redirect"),
-    (304, ""), (400, "delhost role, or its store is down"), (401, ""), (403, "delhost role"),
-    (404, "path of api_url"), (414, "too many addresses"), (431, "too many addresses"),
-    (429, ""), (500, ""), (502, ""), (503, ""), (599, ""),
-])
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [
+        (301, "redirect"),
+        (302, "redirect"),
+        (303, "redirect"),
+        (307, "redirect"),
+        (308, "redirect"),
+        (304, ""),
+        (400, "delhost role, or its store is down"),
+        (401, ""),
+        (403, "delhost role"),
+        (404, "path of api_url"),
+        (414, "too many addresses"),
+        (431, "too many addresses"),
+        (429, ""),
+        (500, ""),
+        (502, ""),
+        (503, ""),
+        (599, ""),
+    ],
+)
 def test_any_other_status_is_a_failure_that_says_what_to_check(
-        api: RoleApi, status: int, hint: str) -> None:
+    api: RoleApi, status: int, hint: str
+) -> None:
     with RoleApi() as elsewhere:
         api.fault = Status(status, {"Location": elsewhere.url})
 
@@ -1317,10 +1680,20 @@ def test_too_many_addresses_are_answered_431(api: RoleApi) -> None:
     assert failure(client(api.url), many).status == 431
 
 
-@pytest.mark.parametrize(("value", "seconds"), [
-    ("7", 7), ("0", 0), ("99999999", 99999999), ("soon", 0), ("-5", 0), ("1.5", 0), ("", 0),
-    ("\u00b2", 0), ("Fri, 99 Dec 1999 23:59:59 GMT", 0),
-])
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("99999999", 99999999),
+        ("soon", 0),
+        ("-5", 0),
+        ("1.5", 0),
+        ("", 0),
+        ("\u00b2", 0),
+        ("Fri, 99 Dec 1999 23:59:59 GMT", 0),
+    ],
+)
 def test_retry_after_in_seconds(api: RoleApi, value: str, seconds: float) -> None:
     api.fault = Status(503, {"Retry-After": value})
 
@@ -1333,11 +1706,14 @@ def test_retry_after_as_a_date(api: RoleApi) -> None:
     assert 50 < failure(client(api.url)).retry_after <= 60
 
 
-@pytest.mark.parametrize(("fault", "timed_out"), [
-    (Reset(), False), (Hang(), True), (Slow(2), True), (Drip(0.05), True), (Drip(0.9), True)],
-    ids=repr)
+@pytest.mark.parametrize(
+    ("fault", "timed_out"),
+    [(Reset(), False), (Hang(), True), (Slow(2), True), (Drip(0.05), True), (Drip(0.9), True)],
+    ids=repr,
+)
 def test_an_attempt_without_an_answer_ends_in_time(
-        api: RoleApi, fault: Fault, timed_out: bool) -> None:
+    api: RoleApi, fault: Fault, timed_out: bool
+) -> None:
     role_api = client(api.url)
     api.fault = fault
 
@@ -1397,21 +1773,26 @@ def raw_server() -> Iterator[Any]:
     listening.close()
 
 
-@pytest.mark.parametrize(("reply", "again", "timed_out"), [
-    (b"", b"", True),
-    (b"HTTP/1.1 204 No Content\r\n", b"X: y\r\n", None),
-    (b"HTTP/1.1 204 ", b"x", True),
-    (b"", b"HTTP/1.1 100 Continue\r\n\r\n", True),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b"x", True),
-    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", True),
-    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"", None),
-    (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", b"", None),
-    (b"SSH-2.0-OpenSSH_9.2\r\n", b"", False),
-    (b"HTTP/1.1 abc\r\n\r\n", b"", False),
-    (b"HTTP/1.1 204 " + b"x" * 100_000, b"", False),
-], ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(
+    ("reply", "again", "timed_out"),
+    [
+        (b"", b"", True),
+        (b"HTTP/1.1 204 No Content\r\n", b"X: y\r\n", None),
+        (b"HTTP/1.1 204 ", b"x", True),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b"x", True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"", None),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", b"", None),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", b"", False),
+        (b"HTTP/1.1 abc\r\n\r\n", b"", False),
+        (b"HTTP/1.1 204 " + b"x" * 100_000, b"", False),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
 def test_a_server_that_talks_nonsense_is_a_failure_in_time(
-        raw_server: Any, reply: bytes, again: bytes, timed_out: bool | None) -> None:
+    raw_server: Any, reply: bytes, again: bytes, timed_out: bool | None
+) -> None:
     error = failure(client(f"http://{raw_server(reply, again)}/v1/role"))
 
     assert error.status is None
@@ -1420,7 +1801,8 @@ def test_a_server_that_talks_nonsense_is_a_failure_in_time(
 
 @pytest.mark.parametrize("again", [b"", b"\x16\x03\x03\x40\x00" + b"x" * 100])
 def test_a_tls_handshake_that_does_not_end_is_a_failure_in_time(
-        raw_server: Any, again: bytes) -> None:
+    raw_server: Any, again: bytes
+) -> None:
     assert failure(client(f"https://{raw_server(b'', again)}/v1/role")).status is None
 
 
@@ -1449,15 +1831,19 @@ def test_addresses_as_hosts(host: str) -> None:
 
 
 def test_a_host_name_with_a_dash_and_several_addresses(
-        api: RoleApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    api: RoleApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a resolver that knows the name: nobody listens at its first address
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:
         if host != "my-host.example.com":
             return resolve(host, *arguments, **options)
-        return [found for address in ("127.0.0.2", "127.0.0.1")
-                for found in resolve(address, *arguments, **options)]
+        return [
+            found
+            for address in ("127.0.0.2", "127.0.0.1")
+            for found in resolve(address, *arguments, **options)
+        ]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
@@ -1479,7 +1865,8 @@ def test_connections_are_kept_alive(api: RoleApi) -> None:
 
 
 def test_a_connection_idle_for_4_seconds_is_not_used_again(
-        api: RoleApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    api: RoleApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert k2hr3_osnl._Connection.idle_seconds == 4
     role_api = client(api.url)
     role_api.delete(INSTANCE)
@@ -1491,7 +1878,8 @@ def test_a_connection_idle_for_4_seconds_is_not_used_again(
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_kept_alive_connection_that_the_api_closes_costs_one_attempt_at_most(
-        api: RoleApi, reset: bool) -> None:
+    api: RoleApi, reset: bool
+) -> None:
     role_api = client(api.url)
     role_api.delete(INSTANCE)
     api.fault = CloseKeptAlive(reset)
@@ -1503,8 +1891,9 @@ def test_a_kept_alive_connection_that_the_api_closes_costs_one_attempt_at_most(
 # TLS
 
 
-def https(certificates: Certificates, name: str = "server", client: bool = False,
-          host: str = "127.0.0.1") -> RoleApi:
+def https(
+    certificates: Certificates, name: str = "server", client: bool = False, host: str = "127.0.0.1"
+) -> RoleApi:
     """A Role API with one of the certificates, that asks for one of ours where `client`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     pair = getattr(certificates, name)
@@ -1515,13 +1904,20 @@ def https(certificates: Certificates, name: str = "server", client: bool = False
     return RoleApi(host, tls=context)
 
 
-@pytest.mark.parametrize(("server", "trusts", "works"), [
-    ("server", "ca_file", True), ("server", "unrelated_ca_file", False), ("server", None, False),
-    ("unrelated_server", "ca_file", False), ("expired", "ca_file", False),
-    ("other_host", "ca_file", False),
-])
+@pytest.mark.parametrize(
+    ("server", "trusts", "works"),
+    [
+        ("server", "ca_file", True),
+        ("server", "unrelated_ca_file", False),
+        ("server", None, False),
+        ("unrelated_server", "ca_file", False),
+        ("expired", "ca_file", False),
+        ("other_host", "ca_file", False),
+    ],
+)
 def test_the_apis_certificate_is_verified(
-        certificates: Certificates, server: str, trusts: str | None, works: bool) -> None:
+    certificates: Certificates, server: str, trusts: str | None, works: bool
+) -> None:
     ca_file = str(getattr(certificates, trusts)) if trusts else ""
     with https(certificates, server) as api:
         verifying = client(api.url, ca_file=ca_file)
@@ -1556,8 +1952,9 @@ def test_the_api_may_ask_for_our_certificate(certificates: Certificates) -> None
     ours, ca_file = certificates.client("listener"), str(certificates.ca_file)
     with https(certificates, client=True) as api:
         assert failure(client(api.url, ca_file=ca_file)).timed_out is False
-        client(api.url, ca_file=ca_file, cert_file=str(ours.cert_file),
-               key_file=str(ours.key_file)).delete(PORT)
+        client(
+            api.url, ca_file=ca_file, cert_file=str(ours.cert_file), key_file=str(ours.key_file)
+        ).delete(PORT)
 
         assert [request.status for request in api.requests] == [204]
 
@@ -1572,14 +1969,22 @@ def test_an_attempt_over_tls_ends_in_time(certificates: Certificates, fault: Fau
         assert failure(role_api).timed_out is not isinstance(fault, Reset)
 
 
-@pytest.mark.parametrize("options", [
-    {"ca_file": "key_file"}, {"cert_file": "key_file"},
-    {"cert_file": "cert_file", "key_file": "other"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ca_file": "key_file"},
+        {"cert_file": "key_file"},
+        {"cert_file": "cert_file", "key_file": "other"},
+    ],
+)
 def test_certificate_files_that_do_not_fit_are_a_wrong_setting(
-        certificates: Certificates, options: dict[str, str]) -> None:
-    files = {"cert_file": str(certificates.server.cert_file),
-             "key_file": str(certificates.server.key_file),
-             "other": str(certificates.other_host.key_file)}
+    certificates: Certificates, options: dict[str, str]
+) -> None:
+    files = {
+        "cert_file": str(certificates.server.cert_file),
+        "key_file": str(certificates.server.key_file),
+        "other": str(certificates.other_host.key_file),
+    }
     with pytest.raises(ConfigError, match=r"\[k2hr3\] .*PEM"):
         client("https://localhost/", **{name: files[file] for name, file in options.items()})
 
@@ -1589,13 +1994,22 @@ def test_certificate_files_that_do_not_fit_are_a_wrong_setting(
 FAILS, TIMES_OUT = RoleApiError("503", 503), RoleApiError("time", timed_out=True)
 
 
-@pytest.mark.parametrize(("attempts", "probes"), [
-    ([], False), ([FAILS], False), ([FAILS] * 2, False), ([FAILS] * 3, True),
-    ([FAILS, FAILS, None, FAILS], False), ([FAILS, FAILS, None, FAILS, FAILS, FAILS], True),
-    ([TIMES_OUT], True), ([TIMES_OUT, None], False),
-])
+@pytest.mark.parametrize(
+    ("attempts", "probes"),
+    [
+        ([], False),
+        ([FAILS], False),
+        ([FAILS] * 2, False),
+        ([FAILS] * 3, True),
+        ([FAILS, FAILS, None, FAILS], False),
+        ([FAILS, FAILS, None, FAILS, FAILS, FAILS], True),
+        ([TIMES_OUT], True),
+        ([TIMES_OUT, None], False),
+    ],
+)
 def test_three_failures_in_a_row_or_one_timeout_ask_for_a_probe(
-        attempts: list[RoleApiError | None], probes: bool) -> None:
+    attempts: list[RoleApiError | None], probes: bool
+) -> None:
     breaker = Breaker(longest=60)
     for error in attempts:
         breaker.attempted(error)
@@ -1616,10 +2030,13 @@ def test_a_probe_that_succeeds_leaves_it_closed_and_counts_from_zero() -> None:
     assert not breaker.wants_probe(now=1000)
 
 
-@pytest.mark.parametrize(("longest", "pauses"), [
-    (60, [1, 2, 4, 8, 16, 32, 60, 60]), (5, [1, 2, 4, 5, 5]), (1, [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("longest", "pauses"),
+    [(60, [1, 2, 4, 8, 16, 32, 60, 60]), (5, [1, 2, 4, 5, 5]), (1, [1, 1, 1])],
+)
 def test_while_open_probes_follow_after_growing_jittered_pauses(
-        longest: int, pauses: list[int]) -> None:
+    longest: int, pauses: list[int]
+) -> None:
     breaker, now = Breaker(longest), 1000.0
     breaker.attempted(TIMES_OUT)
     for pause in pauses:
@@ -1637,10 +2054,10 @@ def test_while_open_probes_follow_after_growing_jittered_pauses(
     assert breaker.wants_probe(now + 1.5)
 
 
-@pytest.mark.parametrize(("retry_after", "due"), [
-    (0, 1.5), (-30, 1.5), (20, 20), (3600, 30), (float("inf"), 30)])
-def test_retry_after_is_honoured_within_the_longest_pause(
-        retry_after: float, due: float) -> None:
+@pytest.mark.parametrize(
+    ("retry_after", "due"), [(0, 1.5), (-30, 1.5), (20, 20), (3600, 30), (float("inf"), 30)]
+)
+def test_retry_after_is_honoured_within_the_longest_pause(retry_after: float, due: float) -> None:
     breaker = Breaker(longest=30)
     breaker.probed(RoleApiError("503", 503, retry_after=retry_after), now=1000)
 
@@ -1673,8 +2090,18 @@ def test_importing_has_no_side_effects_and_needs_pika_and_urllib3_only(tmp_path:
     shutil.copy(PROGRAM, tmp_path)
 
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", f"import sys\nsys.path.append({str(tmp_path)!r})\n"
-         + IMPORT], capture_output=True, text=True, timeout=30, check=False)
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys\nsys.path.append({str(tmp_path)!r})\n" + IMPORT,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -1683,12 +2110,24 @@ def test_importing_has_no_side_effects_and_needs_pika_and_urllib3_only(tmp_path:
 
 POOL, RETRY, DEAD = QUEUES
 ADDRESSES = ["10.0.0.1"]
-NEUTRON = {"exchange": "neutron", "topic": "notifications",
-           "event_type": r"^port\.delete\.end$", "publisher_id": "^network.*$"}
-NOVA = {"exchange": "nova", "topic": "versioned_notifications",
-        "event_type": r"^instance\.delete\.end$", "publisher_id": "^nova-(compute|api):.*$"}
-NOVA_LEGACY = {"exchange": "nova", "topic": "notifications",
-               "event_type": r"^compute\.instance\.delete\.end$", "publisher_id": r"^compute\..*$"}
+NEUTRON = {
+    "exchange": "neutron",
+    "topic": "notifications",
+    "event_type": r"^port\.delete\.end$",
+    "publisher_id": "^network.*$",
+}
+NOVA = {
+    "exchange": "nova",
+    "topic": "versioned_notifications",
+    "event_type": r"^instance\.delete\.end$",
+    "publisher_id": "^nova-(compute|api):.*$",
+}
+NOVA_LEGACY = {
+    "exchange": "nova",
+    "topic": "notifications",
+    "event_type": r"^compute\.instance\.delete\.end$",
+    "publisher_id": r"^compute\..*$",
+}
 
 #: Ends the program when a copy is confirmed and its original not yet acked.
 KILLED_AFTER_COPY = """
@@ -1718,8 +2157,9 @@ def neutron(broker: Broker) -> Iterator[Notifier]:
 
 
 @contextlib.contextmanager
-def listening(broker: Broker, sections: Mapping[str, Mapping[str, object]], change: str = ""
-              ) -> Iterator[ListenerProcess]:
+def listening(
+    broker: Broker, sections: Mapping[str, Mapping[str, object]], change: str = ""
+) -> Iterator[ListenerProcess]:
     """A listener whose pool is bound to what it listens to."""
     code = driver(change) if change else ""
     with ListenerProcess(sections, driver=code) as listener:
@@ -1732,11 +2172,17 @@ def wait_for_binding(broker: Broker, pool: str) -> None:
 
 
 def notification(event_type: object, payload: object, **changes: object) -> bytes:
-    """A message body as Neutron's driver `messaging` sends it; a member that is `...` is left out.
-    """
-    members = {"message_id": str(uuid.uuid4()), "publisher_id": "network.host1",
-               "event_type": event_type, "priority": "INFO", "payload": payload,
-               "timestamp": "2026-03-09 17:02:11.1", "_context_user": "nova", **changes}
+    """A message body as Neutron's driver `messaging` sends it, without members that are `...`."""
+    members = {
+        "message_id": str(uuid.uuid4()),
+        "publisher_id": "network.host1",
+        "event_type": event_type,
+        "priority": "INFO",
+        "payload": payload,
+        "timestamp": "2026-03-09 17:02:11.1",
+        "_context_user": "nova",
+        **changes,
+    }
     kept = {name: value for name, value in members.items() if value is not ...}
     return json.dumps(kept).encode()
 
@@ -1773,18 +2219,28 @@ def test_every_deletion_from_every_driver_is_made(broker: Broker, api: RoleApi) 
 
     def service(kind: tuple[Any, ...]) -> tuple[str, Notifier]:
         (exchange, topic, publisher_id), driver_name, compression = kind
-        notifier = Notifier(broker.url(), exchange, [topic], driver_name, publisher_id,
-                            compression=compression)
+        notifier = Notifier(
+            broker.url(), exchange, [topic], driver_name, publisher_id, compression=compression
+        )
         notifiers.callback(notifier.close)
         notifier.notify_many(noise())
         return publisher_id, notifier
 
     with contextlib.ExitStack() as notifiers, ThreadPoolExecutor(4) as threads:
-        services = list(threads.map(service, itertools.product(
-            (("neutron", "notifications", "network.host1"),
-             ("nova", "versioned_notifications", "nova-compute:host1"),
-             ("nova", "notifications", "compute.host1")),
-            ("messaging", "messagingv2"), (None, "gzip", "bzip2"))))
+        services = list(
+            threads.map(
+                service,
+                itertools.product(
+                    (
+                        ("neutron", "notifications", "network.host1"),
+                        ("nova", "versioned_notifications", "nova-compute:host1"),
+                        ("nova", "notifications", "compute.host1"),
+                    ),
+                    ("messaging", "messagingv2"),
+                    (None, "gzip", "bzip2"),
+                ),
+            )
+        )
         with ListenerProcess(sections):
             wait_until(lambda: len(broker.bindings(POOL)) == 3, what="three bindings")
 
@@ -1794,15 +2250,20 @@ def test_every_deletion_from_every_driver_is_made(broker: Broker, api: RoleApi) 
                 for number, cuk in enumerate(cuks(20)):
                     events += noise()
                     if publisher_id.startswith("network"):
-                        host = [f"10.0.0.{number}", f"2001:db8::{number:x}"][:1 + number % 2]
-                        events.append(deletion("port.delete.end", port(cuk.upper(), host), cuk,
-                                               host=host))
+                        host = [f"10.0.0.{number}", f"2001:db8::{number:x}"][: 1 + number % 2]
+                        events.append(
+                            deletion("port.delete.end", port(cuk.upper(), host), cuk, host=host)
+                        )
                     elif publisher_id.startswith("nova"):
                         events.append(deletion("instance.delete.end", instance(cuk), cuk))
                     else:
-                        events.append(deletion(
-                            "compute.instance.delete.end",
-                            compute_instance(cuk.replace("-", "")), cuk))
+                        events.append(
+                            deletion(
+                                "compute.instance.delete.end",
+                                compute_instance(cuk.replace("-", "")),
+                                cuk,
+                            )
+                        )
                 notifier.notify_many(events)
                 assert notifier.errors == []
 
@@ -1816,14 +2277,19 @@ def test_every_deletion_from_every_driver_is_made(broker: Broker, api: RoleApi) 
 
 
 def test_any_exchange_and_default_queue_is_used_as_the_service_made_it(
-        broker: Broker, api: RoleApi) -> None:
+    broker: Broker, api: RoleApi
+) -> None:
     # Given services with each durability and queue type, each with its own exchange and topic
     kinds = {"transient": (False, False), "durable": (True, False), "quorum": (False, True)}
     cases = [(f"{kind}-{pool or 'none'}", kind, pool) for kind in kinds for pool in ("", "pool")]
     sections = settings(broker.url(), api.url)
     for name, _, pool in cases:
         sections[f"oslo_messaging_notifications:{name}"] = {
-            **NEUTRON, "exchange": name, "topic": name, "pool": pool and f"pool-{name}"}
+            **NEUTRON,
+            "exchange": name,
+            "topic": name,
+            "pool": pool and f"pool-{name}",
+        }
 
     # When the listener starts before any of them
     with ListenerProcess(sections) as listener:
@@ -1837,8 +2303,9 @@ def test_any_exchange_and_default_queue_is_used_as_the_service_made_it(
             services = {}
             for name, kind, _ in cases:
                 durable, quorum = kinds[kind]
-                services[name] = notifiers.enter_context(Notifier(
-                    broker.url(), name, [name], durable=durable, quorum=quorum))
+                services[name] = notifiers.enter_context(
+                    Notifier(broker.url(), name, [name], durable=durable, quorum=quorum)
+                )
                 services[name].notify(*noise()[0])
             for name, _, pool in cases:
                 if pool:
@@ -1863,21 +2330,25 @@ def test_any_exchange_and_default_queue_is_used_as_the_service_made_it(
 
 
 def test_two_sources_that_share_a_pool_lose_nothing(
-        broker: Broker, api: RoleApi, neutron: Notifier) -> None:
+    broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
     sections = settings(broker.url(), api.url)
     sections["oslo_messaging_notifications:neutron"] = dict(NEUTRON, pool="shared")
     sections["oslo_messaging_notifications:nova"] = dict(NOVA, pool="shared")
     ports, instances = cuks(200), cuks(200)
-    with Notifier(broker.url(), "nova", ["versioned_notifications"],
-                  publisher_id="nova-api:host1") as nova:
+    with Notifier(
+        broker.url(), "nova", ["versioned_notifications"], publisher_id="nova-api:host1"
+    ) as nova:
         nova.notify(*noise()[0])
         with ListenerProcess(sections):
             wait_until(lambda: len(broker.bindings("shared")) == 2)
             for part in range(0, 200, 50):
-                neutron.notify_many(("port.delete.end", port(cuk, ["10.0.0.1"]))
-                                    for cuk in ports[part:part + 50])
-                nova.notify_many(("instance.delete.end", instance(cuk))
-                                 for cuk in instances[part:part + 50])
+                neutron.notify_many(
+                    ("port.delete.end", port(cuk, ["10.0.0.1"])) for cuk in ports[part : part + 50]
+                )
+                nova.notify_many(
+                    ("instance.delete.end", instance(cuk)) for cuk in instances[part : part + 50]
+                )
             wait_until(lambda: api.deleted == {*ports, *instances}, 20)
             broker.wait_for_depth("shared", 0)
             assert len(api.requests) == 400
@@ -1887,28 +2358,35 @@ def test_two_sources_that_share_a_pool_lose_nothing(
 
 IGNORED = {
     "another event": notification("port.update.end", port(str(uuid.uuid4()), ADDRESSES)),
-    "another publisher": notification("port.delete.end", port(str(uuid.uuid4()), ADDRESSES),
-                                      publisher_id="nova-compute:host1"),
+    "another publisher": notification(
+        "port.delete.end", port(str(uuid.uuid4()), ADDRESSES), publisher_id="nova-compute:host1"
+    ),
     "a priority without a method": notification(
-        "port.delete.end", port(str(uuid.uuid4()), ADDRESSES), priority="ERROR"),
-    "a router's port": notification("port.delete.end", port(
-        str(uuid.uuid4()), ADDRESSES, device_owner="network:router_interface")),
-    "a subport": notification("port.delete.end", port(
-        str(uuid.uuid4()), ADDRESSES, device_owner="trunk:subport")),
+        "port.delete.end", port(str(uuid.uuid4()), ADDRESSES), priority="ERROR"
+    ),
+    "a router's port": notification(
+        "port.delete.end",
+        port(str(uuid.uuid4()), ADDRESSES, device_owner="network:router_interface"),
+    ),
+    "a subport": notification(
+        "port.delete.end", port(str(uuid.uuid4()), ADDRESSES, device_owner="trunk:subport")
+    ),
     "an unattached port": notification("port.delete.end", port("", ADDRESSES, device_owner="")),
     "no device_id": notification("port.delete.end", port("", ADDRESSES, device_id=...)),
     "no addresses": notification("port.delete.end", port(str(uuid.uuid4()), [])),
-    "no fixed_ips": notification("port.delete.end", port(
-        str(uuid.uuid4()), ADDRESSES, fixed_ips=...)),
-    "no owner and no UUID": notification("port.delete.end", port(
-        "dhcp-7f9c", ADDRESSES, device_owner=...)),
+    "no fixed_ips": notification(
+        "port.delete.end", port(str(uuid.uuid4()), ADDRESSES, fixed_ips=...)
+    ),
+    "no owner and no UUID": notification(
+        "port.delete.end", port("dhcp-7f9c", ADDRESSES, device_owner=...)
+    ),
     "old Neutron": notification("port.delete.end", {"port_id": str(uuid.uuid4())}),
     "old Neutron again": notification("port.delete.end", {"port_id": str(uuid.uuid4())}),
 }
 
 
 def test_what_is_no_deletion_is_ignored(broker: Broker, api: RoleApi, neutron: Notifier) -> None:
-    cuk, = cuks(1)
+    (cuk,) = cuks(1)
     with listening(broker, settings(broker.url(), api.url)) as listener:
         broker.publish_many(IGNORED.values(), "neutron", "notifications.info")
         neutron.notify("port.delete.end", port(cuk, ADDRESSES))
@@ -1920,8 +2398,9 @@ def test_what_is_no_deletion_is_ignored(broker: Broker, api: RoleApi, neutron: N
 
 
 def test_a_port_without_owner_is_deleted_by_its_uuid(
-        broker: Broker, api: RoleApi, neutron: Notifier) -> None:
-    cuk, = cuks(1)
+    broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
+    (cuk,) = cuks(1)
     with listening(broker, settings(broker.url(), api.url)):
         neutron.notify("port.delete.end", port(cuk, ADDRESSES, device_owner=...))
         wait_until(lambda: api.deleted == {cuk})
@@ -1948,8 +2427,11 @@ MALFORMED: dict[str, tuple[bytes, Any, str]] = {
     "null": (b"null", None, "object"),
     "an empty object": (b"{}", None, "missing"),
     "nested deep": (DEEP, None, "deep|depth"),
-    "a payload nested deep": (GOOD.replace(b'"payload": ', b'"payload": ' + DEEP + b', "x": '),
-                              None, "deep|depth"),
+    "a payload nested deep": (
+        GOOD.replace(b'"payload": ', b'"payload": ' + DEEP + b', "x": '),
+        None,
+        "deep|depth",
+    ),
     "nested deep in an envelope": (enveloped("2.0", DEEP.decode()), None, "deep|depth"),
     "UTF-16": (GOOD.decode().encode("utf-16"), None, "UTF-8"),
     "Latin-1": (GOOD.replace(b"nova", "Señor".encode("latin-1")), None, "UTF-8"),
@@ -1969,11 +2451,17 @@ MALFORMED: dict[str, tuple[bytes, Any, str]] = {
     "cut off while compressed": (zlib.compress(GOOD)[:-20], GZIP, "cut off"),
     "no publisher": (notification("port.delete.end", {}, publisher_id=...), None, "publisher_id"),
     "a publisher that is a list": (
-        notification("port.delete.end", {}, publisher_id=["network"]), None, "publisher_id"),
+        notification("port.delete.end", {}, publisher_id=["network"]),
+        None,
+        "publisher_id",
+    ),
     "no event": (notification(..., {}), None, "event_type"),
     "an event that is null": (notification(None, {}), None, "event_type"),
     "a priority that is a number": (
-        notification("port.delete.end", {}, priority=20), None, "priority"),
+        notification("port.delete.end", {}, priority=20),
+        None,
+        "priority",
+    ),
     "no payload": (notification("port.delete.end", ...), None, "payload"),
     "a payload that is a text": (notification("port.delete.end", "port"), None, "payload"),
     "an empty payload": (notification("port.delete.end", {}), None, "payload"),
@@ -1984,26 +2472,46 @@ MALFORMED: dict[str, tuple[bytes, Any, str]] = {
     "fixed_ips that are an object": (port_with(fixed_ips={"a": 1}), None, "fixed_ips"),
     "a fixed_ip that is a text": (port_with(fixed_ips=["10.0.0.1"]), None, "address"),
     "an address that is a number": (
-        port_with(fixed_ips=[{"ip_address": 167772161}]), None, "address"),
+        port_with(fixed_ips=[{"ip_address": 167772161}]),
+        None,
+        "address",
+    ),
     "an address that is none": (
-        port_with(fixed_ips=[{"ip_address": "10.0.0.256"}]), None, "address"),
+        port_with(fixed_ips=[{"ip_address": "10.0.0.256"}]),
+        None,
+        "address",
+    ),
     "one of two addresses empty": (
-        port_with(fixed_ips=[{"ip_address": "10.0.0.1"}, {"ip_address": ""}]), None, "address"),
+        port_with(fixed_ips=[{"ip_address": "10.0.0.1"}, {"ip_address": ""}]),
+        None,
+        "address",
+    ),
     "an instance without id": (
-        notification("port.delete.end", {"nova_object.data": {}}), None, "instance"),
+        notification("port.delete.end", {"nova_object.data": {}}),
+        None,
+        "instance",
+    ),
     "an instance id that is a list": (
-        notification("port.delete.end", {"instance_id": []}), None, "instance"),
+        notification("port.delete.end", {"instance_id": []}),
+        None,
+        "instance",
+    ),
 }
 
 
 def test_a_malformed_notification_becomes_a_dead_letter_with_a_reason(
-        broker: Broker, api: RoleApi, neutron: Notifier) -> None:
-    cuk, = cuks(1)
+    broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
+    (cuk,) = cuks(1)
     with listening(broker, settings(broker.url(), api.url)) as listener:
         for name, (body, compression, _) in MALFORMED.items():
             given: dict[str, Any] = {} if compression is None else {"compression": compression}
-            broker.publish(body, "neutron", "notifications.info", pika.BasicProperties(
-                message_id=name, delivery_mode=2, headers=given))
+            broker.publish(
+                body,
+                "neutron",
+                "notifications.info",
+                pika.BasicProperties(message_id=name, delivery_mode=2, headers=given),
+            )
         neutron.notify("port.delete.end", port(cuk, ADDRESSES))
         wait_until(lambda: api.requests, 20)
         broker.wait_for_depth(DEAD, len(MALFORMED), timeout=20)
@@ -2020,7 +2528,11 @@ def test_a_malformed_notification_becomes_a_dead_letter_with_a_reason(
         assert 10 < len(reason) <= 300, name
         expected = {} if compression is None else {"compression": compression}
         assert headers(message) == {
-            "x-k2hr3-queue": POOL, "x-k2hr3-attempts": 0, "x-k2hr3-reason": reason, **expected}
+            "x-k2hr3-queue": POOL,
+            "x-k2hr3-attempts": 0,
+            "x-k2hr3-reason": reason,
+            **expected,
+        }
 
 
 @pytest.fixture
@@ -2046,7 +2558,8 @@ FAILURES: list[tuple[Fault | str, str]] = [
 
 
 def test_an_attempt_that_fails_moves_the_deletion_to_the_retry_queue(
-        broker: Broker, blind: str, api: RoleApi, neutron: Notifier) -> None:
+    broker: Broker, blind: str, api: RoleApi, neutron: Notifier
+) -> None:
     # Given failures with a success between them, so that K2HR3 is not taken for being in trouble
     with listening(broker, settings(blind, api.url, timeout_seconds=1)):
         for number, (fault, word) in enumerate(FAILURES):
@@ -2075,13 +2588,19 @@ def test_an_attempt_that_fails_moves_the_deletion_to_the_retry_queue(
         assert broker.depth(DEAD) == Depth(0, 0)
 
 
-@pytest.mark.parametrize(("url", "fault"), [
-    ("https://127.0.0.1:{port}/v1/role", None), ("http://nothing.invalid/v1", None),
-    ("http://127.0.0.1:{port}/v1/role", Hang()), ("http://127.0.0.1:{port}/v1/role", Drip())],
-    ids=["no TLS", "no such name", "hang", "drip"])
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("https://127.0.0.1:{port}/v1/role", None),
+        ("http://nothing.invalid/v1", None),
+        ("http://127.0.0.1:{port}/v1/role", Hang()),
+        ("http://127.0.0.1:{port}/v1/role", Drip()),
+    ],
+    ids=["no TLS", "no such name", "hang", "drip"],
+)
 def test_a_deletion_waits_while_the_api_gives_no_answer(
-        url: str, fault: Fault | None, broker: Broker, blind: str, api: RoleApi,
-        neutron: Notifier) -> None:
+    url: str, fault: Fault | None, broker: Broker, blind: str, api: RoleApi, neutron: Notifier
+) -> None:
     api.fault = fault
     with listening(broker, settings(blind, url.format(port=api.port), timeout_seconds=1)):
         neutron.notify("port.delete.end", port(str(uuid.uuid4()), ADDRESSES))
@@ -2092,8 +2611,9 @@ def test_a_deletion_waits_while_the_api_gives_no_answer(
 
 @pytest.mark.parametrize("status", [414, 431])
 def test_a_deletion_that_can_never_fit_becomes_a_dead_letter(
-        status: int, broker: Broker, api: RoleApi, neutron: Notifier) -> None:
-    cuk, = cuks(1)
+    status: int, broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
+    (cuk,) = cuks(1)
     addresses = ADDRESSES
     if status == 431:  # as the real one's parser does
         addresses = [f"10.0.{high}.{low}" for high in range(8) for low in range(200)]
@@ -2111,7 +2631,8 @@ def test_a_deletion_that_can_never_fit_becomes_a_dead_letter(
 
 
 def test_while_k2hr3_is_in_trouble_deletions_move_without_an_attempt(
-        broker: Broker, blind: str, api: RoleApi, neutron: Notifier) -> None:
+    broker: Broker, blind: str, api: RoleApi, neutron: Notifier
+) -> None:
     api.fault = Status(503)
     deleted = cuks(9)
     with listening(broker, settings(blind, api.url)) as listener:
@@ -2132,7 +2653,8 @@ def test_while_k2hr3_is_in_trouble_deletions_move_without_an_attempt(
 
 
 def test_a_deletion_that_waited_hold_seconds_moves_without_an_attempt(
-        broker: Broker, blind: str, api: RoleApi, neutron: Notifier) -> None:
+    broker: Broker, blind: str, api: RoleApi, neutron: Notifier
+) -> None:
     api.fault = Slow(3)
     deleted = cuks(4)
     sections = settings(blind, api.url, timeout_seconds=20)
@@ -2147,8 +2669,12 @@ def test_a_deletion_that_waited_hold_seconds_moves_without_an_attempt(
             assert found == {"x-k2hr3-queue": POOL, "x-k2hr3-attempts": 0}
 
 
-def declare(broker: Broker, queue: str, arguments: dict[str, Any] | None = None,
-            bound_to: tuple[str, str] | None = None) -> None:
+def declare(
+    broker: Broker,
+    queue: str,
+    arguments: dict[str, Any] | None = None,
+    bound_to: tuple[str, str] | None = None,
+) -> None:
     """Make a durable queue, as an operator or an earlier run did."""
     with contextlib.closing(broker.amqp()) as connection:
         channel = connection.channel()
@@ -2158,7 +2684,8 @@ def declare(broker: Broker, queue: str, arguments: dict[str, Any] | None = None,
 
 
 def test_a_fresh_delivery_that_came_before_moves_without_an_attempt(
-        broker: Broker, blind: str, api: RoleApi, neutron: Notifier) -> None:
+    broker: Broker, blind: str, api: RoleApi, neutron: Notifier
+) -> None:
     # Given a quorum queue, which may drop what is returned too often
     declare(broker, POOL, {"x-queue-type": "quorum"}, ("neutron", "notifications.info"))
     neutron.notify("port.delete.end", port(str(uuid.uuid4()), ADDRESSES))
@@ -2175,28 +2702,55 @@ def test_a_fresh_delivery_that_came_before_moves_without_an_attempt(
 
 @pytest.mark.parametrize("to", [RETRY, DEAD])
 def test_a_copy_keeps_what_the_sender_said_and_drops_what_would_harm(
-        to: str, broker: Broker, blind: str, api: RoleApi, neutron: Notifier) -> None:
-    cuk, = cuks(1)
+    to: str, broker: Broker, blind: str, api: RoleApi, neutron: Notifier
+) -> None:
+    (cuk,) = cuks(1)
     api.refused_cuks.add(cuk)
     body = notification("port.delete.end", port(cuk if to == RETRY else "none", ADDRESSES))
     kept: dict[str, Any] = {
-        "origin": "compute-017", "number": 5, "nested": {"list": [1, "two", None, True]}}
+        "origin": "compute-017",
+        "number": 5,
+        "nested": {"list": [1, "two", None, True]},
+    }
     dropped: dict[str, Any] = {
-        "CC": ["elsewhere"], "BCC": ["elsewhere"], "x-death": [{"count": 3, "queue": "elsewhere"}],
-        "x-first-death-queue": "elsewhere", "x-k2hr3-queue": "elsewhere", "x-k2hr3-attempts": 9,
-        "x-k2hr3-first-failure": 17, "x-k2hr3-last-failure": 2 ** 39, "x-k2hr3-reason": "none"}
+        "CC": ["elsewhere"],
+        "BCC": ["elsewhere"],
+        "x-death": [{"count": 3, "queue": "elsewhere"}],
+        "x-first-death-queue": "elsewhere",
+        "x-k2hr3-queue": "elsewhere",
+        "x-k2hr3-attempts": 9,
+        "x-k2hr3-first-failure": 17,
+        "x-k2hr3-last-failure": 2**39,
+        "x-k2hr3-reason": "none",
+    }
     properties: dict[str, Any] = {
-        "content_type": "application/json", "content_encoding": "utf-8", "priority": 3,
-        "correlation_id": "c", "reply_to": "r", "message_id": "m", "timestamp": 1767225600,
-        "type": "t", "app_id": "a"}
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "priority": 3,
+        "correlation_id": "c",
+        "reply_to": "r",
+        "message_id": "m",
+        "timestamp": 1767225600,
+        "type": "t",
+        "app_id": "a",
+    }
     declare(broker, "elsewhere", bound_to=("neutron", "elsewhere"))
     with listening(broker, settings(blind, api.url)):
-        broker.publish(body, "neutron", "notifications.info", pika.BasicProperties(
-            headers={**kept, **dropped}, delivery_mode=1, user_id="lab", expiration="3600000",
-            **properties))
+        broker.publish(
+            body,
+            "neutron",
+            "notifications.info",
+            pika.BasicProperties(
+                headers={**kept, **dropped},
+                delivery_mode=1,
+                user_id="lab",
+                expiration="3600000",
+                **properties,
+            ),
+        )
         broker.wait_for_depth(to, 1)
         broker.wait_for_depth(POOL, 0)
-    message, = broker.messages(to)
+    (message,) = broker.messages(to)
     assert message.body == body
     for name, value in properties.items():
         assert getattr(message.properties, name) == value, name
@@ -2214,9 +2768,10 @@ def test_a_copy_keeps_what_the_sender_said_and_drops_what_would_harm(
 
 
 def test_later_copies_tell_where_and_when_it_began(
-        broker: Broker, api: RoleApi, neutron: Notifier) -> None:
+    broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
     # Given the services' own queue, which is not named like the retry queue
-    cuk, = cuks(1)
+    (cuk,) = cuks(1)
     api.refused_cuks.add(cuk)
     sections = settings(broker.url(), api.url, retry_interval_seconds=1)
     sections["oslo_messaging_notifications"]["pool"] = ""
@@ -2225,7 +2780,7 @@ def test_later_copies_tell_where_and_when_it_began(
         wait_until(lambda: [request.cuk for request in api.requests].count(cuk) == 4, 20)
         assert listener.stop() == 0
     broker.wait_for_depth(RETRY, 1)
-    message, = broker.messages(RETRY)
+    (message,) = broker.messages(RETRY)
     found = headers(message)
     assert found["x-k2hr3-queue"] == "notifications.info"
     assert found["x-k2hr3-attempts"] in (3, 4)
@@ -2234,11 +2789,14 @@ def test_later_copies_tell_where_and_when_it_began(
 
 
 def test_a_deletion_that_fails_for_too_long_becomes_a_dead_letter(
-        broker: Broker, api: RoleApi, neutron: Notifier) -> None:
-    cuk, = cuks(1)
+    broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
+    (cuk,) = cuks(1)
     api.refused_cuks.add(cuk)
-    with listening(broker, settings(broker.url(), api.url, retry_interval_seconds=1,
-                                    dead_letter_after_seconds=3)):
+    with listening(
+        broker,
+        settings(broker.url(), api.url, retry_interval_seconds=1, dead_letter_after_seconds=3),
+    ):
         neutron.notify("port.delete.end", port(cuk, ADDRESSES))
         broker.wait_for_depth(DEAD, 1, timeout=20)
         broker.wait_for_depth(RETRY, 0)
@@ -2250,20 +2808,32 @@ def test_a_deletion_that_fails_for_too_long_becomes_a_dead_letter(
 
 
 def test_a_retry_is_attempted_whatever_its_headers_and_source(
-        broker: Broker, api: RoleApi, neutron: Notifier) -> None:
+    broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
     now = int(time.time())
     strange: list[dict[str, Any] | None] = [
-        None, {}, {"x-k2hr3-attempts": "many"}, {"x-k2hr3-attempts": 10 ** 9},
-        {"x-k2hr3-attempts": -5, "x-k2hr3-last-failure": -5}, {"x-k2hr3-attempts": [1]},
-        {"x-k2hr3-last-failure": now + 10 ** 6}, {"x-k2hr3-last-failure": 2 ** 62},
-        {"x-k2hr3-queue": 17}, {"x-k2hr3-first-failure": {}}, {"x-delivery-count": 100}]
+        None,
+        {},
+        {"x-k2hr3-attempts": "many"},
+        {"x-k2hr3-attempts": 10**9},
+        {"x-k2hr3-attempts": -5, "x-k2hr3-last-failure": -5},
+        {"x-k2hr3-attempts": [1]},
+        {"x-k2hr3-last-failure": now + 10**6},
+        {"x-k2hr3-last-failure": 2**62},
+        {"x-k2hr3-queue": 17},
+        {"x-k2hr3-first-failure": {}},
+        {"x-delivery-count": 100},
+    ]
     deleted = cuks(len(strange))
     # Given retries that no filter accepts, and one that is no notification
     with listening(broker, settings(broker.url(), api.url, retry_interval_seconds=1)):
         for given, cuk in zip(strange, deleted):
             broker.publish(
-                notification("port.gone", port(cuk, ADDRESSES), publisher_id="another"), "", RETRY,
-                pika.BasicProperties(headers=given, delivery_mode=2))
+                notification("port.gone", port(cuk, ADDRESSES), publisher_id="another"),
+                "",
+                RETRY,
+                pika.BasicProperties(headers=given, delivery_mode=2),
+            )
         broker.publish(b"nothing", "", RETRY)
         wait_until(lambda: api.deleted == set(deleted), 30)
         broker.wait_for_depth(RETRY, 0)
@@ -2274,8 +2844,9 @@ def nova_notification(cuk: str, event_type: str = "instance.delete.end") -> byte
     return notification(event_type, instance(cuk), publisher_id="nova-compute:host1")
 
 
-def with_presets(broker: Broker, sections: dict[str, dict[str, object]], *services: str
-                 ) -> dict[str, dict[str, object]]:
+def with_presets(
+    broker: Broker, sections: dict[str, dict[str, object]], *services: str
+) -> dict[str, dict[str, object]]:
     """The settings with sources of these services, whose exchanges are there."""
     with closing(broker.amqp()) as connection:
         for service in services:
@@ -2284,7 +2855,8 @@ def with_presets(broker: Broker, sections: dict[str, dict[str, object]], *servic
 
 
 def test_a_normal_deletion_costs_two_requests_with_neutron_and_nova(
-        broker: Broker, api: RoleApi) -> None:
+    broker: Broker, api: RoleApi
+) -> None:
     # Given an API that takes its time, so that all events of a deletion are here before it ends
     api.delay = 0.1
     cuk, other = cuks(2)
@@ -2292,17 +2864,22 @@ def test_a_normal_deletion_costs_two_requests_with_neutron_and_nova(
     with listening(broker, sections) as listener:
         wait_until(lambda: len(broker.bindings(POOL)) == 2)
         # When they come in Nova's order
-        broker.publish(notification("port.delete.end", port(cuk, ADDRESSES)),
-                       "neutron", "notifications.info")
+        broker.publish(
+            notification("port.delete.end", port(cuk, ADDRESSES)), "neutron", "notifications.info"
+        )
         for event_type in ("instance.update", "instance.delete.end"):
-            broker.publish(nova_notification(cuk, event_type), "nova",
-                           "versioned_notifications.info")
+            broker.publish(
+                nova_notification(cuk, event_type), "nova", "versioned_notifications.info"
+            )
         broker.publish(nova_notification(other), "nova", "versioned_notifications.info")
         wait_until(lambda: other in api.deleted)
         listener.stop()
         # Then the addresses go, then the instance, and nothing is asked for again
         assert [(request.cuk, request.host) for request in api.requests] == [
-            (cuk, tuple(ADDRESSES)), (cuk, None), (other, None)]
+            (cuk, tuple(ADDRESSES)),
+            (cuk, None),
+            (other, None),
+        ]
         assert " deleted=3 failed=0 ignored=1 retried=0 dead_letters=0" in listener.log
     assert total(broker, *QUEUES) == 0
 
@@ -2320,7 +2897,8 @@ def test_of_removed_instances_the_last_ones_are_remembered(broker: Broker, api: 
 
 @pytest.mark.parametrize("doubtful", [False, True], ids=["retry", "after a doubtful removal"])
 def test_a_deletion_is_made_again_where_the_first_may_not_have_been_enough(
-        broker: Broker, api: RoleApi, doubtful: bool) -> None:
+    broker: Broker, api: RoleApi, doubtful: bool
+) -> None:
     cuk, last = cuks(2)
     change = "k2hr3_osnl.DOUBTFUL_SECONDS = 0" if doubtful else ""
     sections = with_presets(broker, settings(broker.url(), api.url), "nova")
@@ -2338,6 +2916,7 @@ def test_a_deletion_is_made_again_where_the_first_may_not_have_been_enough(
 
 # --- No message is ever in none of the queues ----------------------------------------------------
 
+
 def total(broker: Broker, *queues: str) -> int:
     """Messages in some queues, held ones included."""
     found = broker.queues()
@@ -2346,8 +2925,9 @@ def total(broker: Broker, *queues: str) -> int:
 
 @pytest.mark.parametrize("moment", ["to retry", "retry again", "to dead letter"])
 def test_a_kill_between_copy_and_ack_loses_nothing(
-        moment: str, broker: Broker, api: RoleApi, neutron: Notifier) -> None:
-    cuk, = cuks(1)
+    moment: str, broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
+    (cuk,) = cuks(1)
     malformed = moment == "to dead letter"
     sections = settings(broker.url(), api.url, retry_interval_seconds=1)
     api.refused_cuks.add(cuk)
@@ -2357,8 +2937,11 @@ def test_a_kill_between_copy_and_ack_loses_nothing(
         broker.publish(notification("port.delete.end", port(cuk, ADDRESSES)), "", RETRY)
     else:
         neutron.notify("port.delete.end", port("none" if malformed else cuk, ADDRESSES))
-    source, target = {"to retry": (POOL, RETRY), "retry again": (RETRY, RETRY),
-                      "to dead letter": (POOL, DEAD)}[moment]
+    source, target = {
+        "to retry": (POOL, RETRY),
+        "retry again": (RETRY, RETRY),
+        "to dead letter": (POOL, DEAD),
+    }[moment]
 
     # When it is killed there
     with ListenerProcess(sections, driver=driver(KILLED_AFTER_COPY)) as listener:
@@ -2385,7 +2968,8 @@ def mute(broker: Broker) -> str:
 
 @pytest.mark.parametrize("malformed", [False, True], ids=["retry", "dead letter"])
 def test_what_may_not_be_copied_is_held_until_it_may(
-        malformed: bool, broker: Broker, mute: str, api: RoleApi, neutron: Notifier) -> None:
+    malformed: bool, broker: Broker, mute: str, api: RoleApi, neutron: Notifier
+) -> None:
     cuk, good = cuks(2)
     api.refused_cuks.add(cuk)
     with listening(broker, settings(mute, api.url), SHORT_PAUSE) as listener:
@@ -2411,15 +2995,17 @@ def test_what_may_not_be_copied_is_held_until_it_may(
 
 @pytest.mark.parametrize("full", [RETRY, DEAD])
 def test_what_one_queue_refuses_is_held_and_the_other_queue_still_used(
-        full: str, broker: Broker, api: RoleApi, neutron: Notifier) -> None:
-    cuk, = cuks(1)
+    full: str, broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
+    (cuk,) = cuks(1)
     api.refused_cuks.add(cuk)
     declare(broker, full, {"x-max-length": 0, "x-overflow": "reject-publish"})
     events = [("port.delete.end", port(each, ADDRESSES)) for each in (cuk, "none")]
     if full == DEAD:
         events.reverse()
-    with listening(broker, settings(broker.url(), api.url, retry_interval_seconds=2),
-                   SHORT_PAUSE) as listener:
+    with listening(
+        broker, settings(broker.url(), api.url, retry_interval_seconds=2), SHORT_PAUSE
+    ) as listener:
         neutron.notify(*events[0])
         listener.wait_for_log(f" ERROR .*{re.escape(full)}")
         neutron.notify(*events[1])
@@ -2434,12 +3020,14 @@ def test_what_one_queue_refuses_is_held_and_the_other_queue_still_used(
 
 
 def test_failed_copies_pause_all_for_longer_and_longer_and_are_one_error(
-        broker: Broker, mute: str, api: RoleApi, neutron: Notifier) -> None:
+    broker: Broker, mute: str, api: RoleApi, neutron: Notifier
+) -> None:
     sections = settings(mute, api.url, retry_interval_seconds=1)
     sections["DEFAULT"]["debug_level"] = "debug"
     with listening(broker, sections, "k2hr3_osnl.Publisher.longest_pause = 4.0") as listener:
-        neutron.notify_many(("port.delete.end", port(f"none-{number}", ADDRESSES))
-                            for number in range(5))
+        neutron.notify_many(
+            ("port.delete.end", port(f"none-{number}", ADDRESSES)) for number in range(5)
+        )
         pauses = listener.wait_for_log(r"(?<=held instead; next try in )\d+", 20, 4)
         assert pauses[:4] == ["1", "2", "4", "4"]
         broker.wait_for_depth(POOL, 0, 5)
@@ -2452,7 +3040,8 @@ def test_failed_copies_pause_all_for_longer_and_longer_and_are_one_error(
 
 
 def test_a_memory_alarm_blocks_copies_and_nothing_else(
-        broker: Broker, api: RoleApi, neutron: Notifier) -> None:
+    broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
     # Given a deletion that fails, one that can't be, and good ones, all queued in an alarm
     bad, *good = cuks(20)
     api.refused_cuks.add(bad)
@@ -2482,12 +3071,14 @@ def test_a_memory_alarm_blocks_copies_and_nothing_else(
 
 @pytest.mark.parametrize("cut", [False, True], ids=["resumed", "cut"])
 def test_a_stalled_connection_holds_copies_and_nothing_else(
-        cut: bool, broker: Broker, api: RoleApi, neutron: Notifier) -> None:
+    cut: bool, broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
     sections = settings(broker.url(), api.url)
-    good, = cuks(1)
+    (good,) = cuks(1)
     with Proxy(broker.port) as proxy:
         sections["oslo_messaging_notifications"]["transport_url"] = broker.url(
-            hosts=[f"127.0.0.1:{proxy.port}"])
+            hosts=[f"127.0.0.1:{proxy.port}"]
+        )
         with listening(broker, sections, SHORT_PAUSE):
             # Given that the connection for copies is open, and stalls
             proxy.spare()
@@ -2495,8 +3086,9 @@ def test_a_stalled_connection_holds_copies_and_nothing_else(
             broker.wait_for_depth(DEAD, 1)
             broker.wait_for_depth(POOL, 0)
             proxy.stall()
-            neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES))
-                                for cuk in ("none-2", good))
+            neutron.notify_many(
+                ("port.delete.end", port(cuk, ADDRESSES)) for cuk in ("none-2", good)
+            )
             wait_until(lambda: api.deleted == {good})
             broker.wait_for_depth(POOL, 0, 1)
             assert broker.depth(DEAD) == Depth(1, 0)
@@ -2531,11 +3123,12 @@ def config_from(path: Path, sections: Mapping[str, Mapping[str, object]]) -> Con
 
 
 def test_a_held_delivery_survives_30_reconnects(
-        broker: Broker, mute: str, api: RoleApi, neutron: Notifier, tmp_path: Path) -> None:
+    broker: Broker, mute: str, api: RoleApi, neutron: Notifier, tmp_path: Path
+) -> None:
     # Given listeners that may not copy, on classic and on quorum queues, with deliveries held:
     # one that fails, and a retry that is not due for long
     pools = {"classic": False, "quorum": True}
-    cuk, = cuks(1)
+    (cuk,) = cuks(1)
     api.refused_cuks.add(cuk)
     with contextlib.ExitStack() as listeners:
         for pool, quorum in pools.items():
@@ -2543,27 +3136,43 @@ def test_a_held_delivery_survives_30_reconnects(
             sections["oslo_messaging_notifications"]["pool"] = pool
             sections["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = quorum
             config = config_from(tmp_path / pool, sections)
-            listeners.enter_context(Running(dataclasses.replace(
-                config, rabbit=dataclasses.replace(config.rabbit, rabbit_retry_interval=0))))
+            listeners.enter_context(
+                Running(
+                    dataclasses.replace(
+                        config, rabbit=dataclasses.replace(config.rabbit, rabbit_retry_interval=0)
+                    )
+                )
+            )
             wait_for_binding(broker, pool)
             for queue in (pool, f"{pool}.retry", f"{pool}.dead_letter"):
                 made = broker.queue(queue)
                 assert made["durable"]
                 assert made["type"] == pool
-                assert made["arguments"] == {"x-queue-type": pool, **(
-                    {"x-delivery-limit": 2_000_000_000} if quorum else {})}
+                assert made["arguments"] == {
+                    "x-queue-type": pool,
+                    **({"x-delivery-limit": 2_000_000_000} if quorum else {}),
+                }
             broker.publish(
-                notification("port.delete.end", port(str(uuid.uuid4()), ADDRESSES)), "",
-                f"{pool}.retry", pika.BasicProperties(delivery_mode=2, headers={
-                    "x-k2hr3-attempts": 20, "x-k2hr3-last-failure": int(time.time())}))
+                notification("port.delete.end", port(str(uuid.uuid4()), ADDRESSES)),
+                "",
+                f"{pool}.retry",
+                pika.BasicProperties(
+                    delivery_mode=2,
+                    headers={"x-k2hr3-attempts": 20, "x-k2hr3-last-failure": int(time.time())},
+                ),
+            )
             broker.publish(b"dead", "", f"{pool}.dead_letter")
         neutron.notify("port.delete.end", port(cuk, ADDRESSES))
 
         # When the broker closes the connections 30 times
-        held = ('lists:sum([1 || Q <- rabbit_amqqueue:list(<<"/">>),'
-                " {ok, 0, 1} <- [rabbit_amqqueue:stat(Q)]])")
-        ours = ('[P || P <- rabbit_networking:connections(),'
-                ' rabbit_networking:connection_info(P, [user]) =:= [{user, <<"mute">>}]]')
+        held = (
+            'lists:sum([1 || Q <- rabbit_amqqueue:list(<<"/">>),'
+            " {ok, 0, 1} <- [rabbit_amqqueue:stat(Q)]])"
+        )
+        ours = (
+            "[P || P <- rabbit_networking:connections(),"
+            ' rabbit_networking:connection_info(P, [user]) =:= [{user, <<"mute">>}]]'
+        )
 
         def open_ones() -> set[str]:
             text = broker.evaluate(f'lists:flatten(io_lib:format("~0p", [{ours}]))')
@@ -2581,7 +3190,7 @@ def test_a_held_delivery_survives_30_reconnects(
         for queue in (pool, f"{pool}.retry", f"{pool}.dead_letter"):
             broker.wait_for_depth(queue, 1)
         for queue in (pool, f"{pool}.retry"):
-            message, = broker.messages(queue)
+            (message,) = broker.messages(queue)
             assert message.redelivered
             assert not quorum or headers(message)["x-delivery-count"] >= 30
     assert api.deleted & {cuk} == set()
@@ -2589,8 +3198,9 @@ def test_a_held_delivery_survives_30_reconnects(
 
 @pytest.mark.parametrize("first", [False, True], ids=["classic first", "quorum first"])
 def test_queues_of_an_earlier_run_are_used_as_they_are(
-        first: bool, broker: Broker, api: RoleApi, neutron: Notifier) -> None:
-    cuk, = cuks(1)
+    first: bool, broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
+    (cuk,) = cuks(1)
     api.refused_cuks.add(cuk)
     sections = settings(broker.url(), api.url, retry_interval_seconds=1)
     sections["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = first
@@ -2613,6 +3223,7 @@ def test_queues_of_an_earlier_run_are_used_as_they_are(
 
 # --- Acks in any order ---------------------------------------------------------------------------
 
+
 class Tray:
     """Deliveries of a queue taken by the listener's own `Consumer`, to be finished in any order."""
 
@@ -2622,10 +3233,17 @@ class Tray:
         while len(self.deliveries) < count:
             connection.process_data_events(1)
 
-    def _receive(self, consumer: k2hr3_osnl.Consumer, _channel: object, method: Any,
-                 properties: pika.BasicProperties, body: bytes) -> None:
+    def _receive(
+        self,
+        consumer: k2hr3_osnl.Consumer,
+        _channel: object,
+        method: Any,
+        properties: pika.BasicProperties,
+        body: bytes,
+    ) -> None:
         delivery = k2hr3_osnl.Delivery(
-            consumer, method.delivery_tag, body, properties, queue="acks", since=0.0)
+            consumer, method.delivery_tag, body, properties, queue="acks", since=0.0
+        )
         consumer.unfinished[delivery.tag] = delivery
         self.deliveries.append(delivery)
 
@@ -2645,7 +3263,7 @@ def finishings(draw: st.DrawFn) -> tuple[int, list[list[int]]]:
     """A number of deliveries, and which of them are finished together, one group after another."""
     count = draw(st.integers(1, 60))
     order = draw(st.permutations(range(count)))
-    order = order[:draw(st.integers(0, count))] if draw(st.booleans()) else order
+    order = order[: draw(st.integers(0, count))] if draw(st.booleans()) else order
     cuts = sorted(draw(st.lists(st.integers(0, len(order)), max_size=12)))
     bounds = [0, *cuts, len(order)]
     return count, [list(order[begin:end]) for begin, end in zip(bounds, bounds[1:])]
@@ -2658,11 +3276,16 @@ def acks(broker: Broker) -> Iterator[pika.BlockingConnection]:
         yield connection
 
 
-@hypothesis_settings(max_examples=40, deadline=None, derandomize=True, database=None,
-                     suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(finishings())
 def test_acks_in_any_order_ack_each_delivery_once(
-        the_broker: Broker, acks: pika.BlockingConnection, plan: tuple[int, list[list[int]]]
+    the_broker: Broker, acks: pika.BlockingConnection, plan: tuple[int, list[list[int]]]
 ) -> None:
     count, groups = plan
     channel = acks.channel()
@@ -2689,8 +3312,14 @@ def test_acks_in_any_order_ack_each_delivery_once(
 # --- The retry queue and the breaker -------------------------------------------------------------
 
 TROUBLES: dict[str, Fault | None] = {
-    "503": Status(503), "400": Status(400), "403": Status(403), "reset": Reset(),
-    "refused": None, "hang": Hang(), "drip": Drip()}
+    "503": Status(503),
+    "400": Status(400),
+    "403": Status(403),
+    "reset": Reset(),
+    "refused": None,
+    "hang": Hang(),
+    "drip": Drip(),
+}
 CONCURRENCY, QUEUED, OUTAGE_SECONDS, INTERVAL = 8, 500, 60, 10
 
 
@@ -2717,10 +3346,15 @@ def outages(the_broker: Broker) -> dict[str, Outage]:
             apis[name] = parts.enter_context(RoleApi())
             neutrons[name] = parts.enter_context(Notifier(the_broker.url(), f"neutron-{name}"))
             neutrons[name].notify(*noise()[0])
-            sections = settings(the_broker.url(), apis[name].url, concurrency=CONCURRENCY,
-                                retry_interval_seconds=INTERVAL)
+            sections = settings(
+                the_broker.url(),
+                apis[name].url,
+                concurrency=CONCURRENCY,
+                retry_interval_seconds=INTERVAL,
+            )
             sections["oslo_messaging_notifications"].update(
-                exchange=f"neutron-{name}", pool=f"pool-{name}")
+                exchange=f"neutron-{name}", pool=f"pool-{name}"
+            )
             parts.enter_context(ListenerProcess(sections))
         for name in TROUBLES:
             wait_for_binding(the_broker, f"pool-{name}")
@@ -2744,13 +3378,17 @@ def outages(the_broker: Broker) -> dict[str, Outage]:
             api.fault = None
             api.accept()
         repaired = time.monotonic()
-        while (time.monotonic() < repaired + 2 * INTERVAL + 30
-               and any(outage.recovered is None for outage in seen.values())):
+        while time.monotonic() < repaired + 2 * INTERVAL + 30 and any(
+            outage.recovered is None for outage in seen.values()
+        ):
             depths = the_broker.queues()
             for name, outage in seen.items():
                 outage.missing = len(deleted[name] - apis[name].deleted)
-                if outage.recovered is None and not outage.missing and not (
-                        depths[f"pool-{name}.retry"].total + depths[f"pool-{name}"].total):
+                if (
+                    outage.recovered is None
+                    and not outage.missing
+                    and not (depths[f"pool-{name}.retry"].total + depths[f"pool-{name}"].total)
+                ):
                     outage.recovered = time.monotonic() - repaired
             time.sleep(0.2)
     return seen
@@ -2768,8 +3406,7 @@ def test_notifications_do_not_wait_for_k2hr3(name: str, outages: dict[str, Outag
 
 
 @trouble
-def test_an_outage_costs_few_requests_one_at_a_time(
-        name: str, outages: dict[str, Outage]) -> None:
+def test_an_outage_costs_few_requests_one_at_a_time(name: str, outages: dict[str, Outage]) -> None:
     requests = outages[name].requests
     assert len(requests) < 20 + CONCURRENCY
     assert requests or name == "refused"
@@ -2787,8 +3424,7 @@ def test_after_the_repair_all_are_deleted(name: str, outages: dict[str, Outage])
     assert outage.recovered is not None
 
 
-def test_refused_deletions_hold_up_nobody(
-        broker: Broker, api: RoleApi, neutron: Notifier) -> None:
+def test_refused_deletions_hold_up_nobody(broker: Broker, api: RoleApi, neutron: Notifier) -> None:
     def seconds(deleted: Sequence[str], good: set[str], limit: float) -> float:
         began = time.monotonic()
         neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in deleted)
@@ -2804,7 +3440,7 @@ def test_refused_deletions_hold_up_nobody(
         # and they stay
         broker.wait_for_depth(POOL, 0, timeout=20)
         assert total(broker, RETRY) >= 99  # one may be in the middle of its move
-        fresh, = cuks(1)
+        (fresh,) = cuks(1)
         seconds([fresh], {fresh}, 10)
         # and when they are not refused any more
         last = set(api.refused_cuks)
@@ -2815,7 +3451,8 @@ def test_refused_deletions_hold_up_nobody(
 
 
 def test_due_retries_and_fresh_deletions_take_turns(
-        broker: Broker, api: RoleApi, neutron: Notifier) -> None:
+    broker: Broker, api: RoleApi, neutron: Notifier
+) -> None:
     # Given ten deletions to be tried again, and many fresh ones
     sections = settings(broker.url(), api.url, retry_interval_seconds=1)
     failed = cuks(10)
@@ -2841,6 +3478,7 @@ def test_due_retries_and_fresh_deletions_take_turns(
 
 # --- As a library --------------------------------------------------------------------------------
 
+
 class ServerEndpoint(Endpoint):
     """Knows another service's deletions, sent with another priority."""
 
@@ -2853,16 +3491,24 @@ class ServerEndpoint(Endpoint):
 
 
 def test_an_endpoint_of_another_project_is_heard(
-        broker: Broker, api: RoleApi, tmp_path: Path) -> None:
+    broker: Broker, api: RoleApi, tmp_path: Path
+) -> None:
     sections = settings(broker.url(), api.url)
     sections["oslo_messaging_notifications"].update(
-        exchange="openstack", event_type="^server.gone$", publisher_id="^cloud$")
+        exchange="openstack", event_type="^server.gone$", publisher_id="^cloud$"
+    )
     gone, kept, of_neutron = cuks(3)
     with Notifier(broker.url(), "openstack", publisher_id="cloud") as cloud:
         cloud.notify("server.gone", {}, "error")
         with Running(config_from(tmp_path / "ini", sections), ServerEndpoint()) as embedded:
-            wait_until(lambda: set(broker.bindings(POOL)) == {
-                ("openstack", f"notifications.{name}") for name in ("error", "warn", "info")})
+            wait_until(
+                lambda: (
+                    set(broker.bindings(POOL))
+                    == {
+                        ("openstack", f"notifications.{name}") for name in ("error", "warn", "info")
+                    }
+                )
+            )
             # Given another shape with another priority, and the shapes known before
             for cuk, is_gone in ((gone, True), (kept, False)):
                 server = {"id": cuk, "addresses": ["10.0.0.7"], "gone": is_gone}
@@ -2953,22 +3599,28 @@ def deleted_port(the_broker: Broker) -> Callable[[str], bytes]:
     with Notifier(the_broker.url()) as neutron:
         neutron.notify("port.delete.end", port(cuk, ["10.0.0.5"]))
     bodies = [message.body for message in the_broker.messages("notifications.info", take=True)]
-    body, = [body for body in bodies if cuk.encode() in body]  # the others are of earlier tests
+    (body,) = [body for body in bodies if cuk.encode() in body]  # the others are of earlier tests
     return lambda other: body.replace(cuk.encode(), other.encode())
 
 
 def emit(broker: Broker, bodies: list[bytes], timeout: float = 20) -> None:
     """Publish as Neutron does, as soon as the pool is bound to the exchange."""
+
     def published() -> bool:
         broker.publish_many(bodies, "neutron", "notifications.info")
         return True
+
     wait_until(published, timeout, "a bound pool queue")
 
 
 def queued(broker: Broker) -> set[str]:
     """The instances whose deletions lie ready in our queues."""
-    found = [re.search(rb'device_id\\?": *\\?"([0-9a-f-]{36})', message.body)
-             for name in QUEUES if name in broker.queues() for message in broker.messages(name)]
+    found = [
+        re.search(rb'device_id\\?": *\\?"([0-9a-f-]{36})', message.body)
+        for name in QUEUES
+        if name in broker.queues()
+        for message in broker.messages(name)
+    ]
     return {match[1].decode() for match in found if match}
 
 
@@ -2988,11 +3640,15 @@ def quick(url: str, api: RoleApi, **k2hr3: object) -> dict[str, dict[str, object
 def all_done(broker: Broker, api: RoleApi, expected: list[str], timeout: float = 30) -> None:
     """Wait until all instances are deleted, and nothing is left in any queue."""
     wait_until(lambda: set(expected) <= api.deleted, timeout, "all deletions")
-    wait_until(lambda: not any(depth.total for name, depth in broker.queues().items()
-                               if name in QUEUES), 15, "empty queues")
+    wait_until(
+        lambda: not any(depth.total for name, depth in broker.queues().items() if name in QUEUES),
+        15,
+        "empty queues",
+    )
 
 
 # --- TLS ----------------------------------------------------------------------------------------
+
 
 def serve(broker: Broker, served: Pair, pair: Pair) -> None:
     """Have the broker use another certificate from the next connection on."""
@@ -3001,19 +3657,48 @@ def serve(broker: Broker, served: Pair, pair: Pair) -> None:
     broker.evaluate("ssl:clear_pem_cache()")
 
 
-@pytest.mark.parametrize(("options", "certificate", "user", "warnings"), [
-    pytest.param({"ssl_ca_file": "CA"}, "server", "guest", 0, id="ca"),
-    pytest.param({}, "unrelated_server", "guest", 1, id="without-ca-it-warns"),
-    pytest.param({"ssl_ca_file": "CA", "ssl_cert_file": "CERT", "ssl_key_file": "KEY"},
-                 "server", "guest", 0, id="client-certificate"),
-    pytest.param({"ssl_ca_file": "CA", "ssl_cert_file": "CERT", "ssl_key_file": "KEY",
-                  "rabbit_login_method": "EXTERNAL"}, "server", "", 0, id="external-login"),
-    pytest.param({"ssl_ca_file": "CA", "ssl_enforce_hostname_verification": "False"},
-                 "other_host", "guest", 0, id="another-host-name-unverified"),
-])
+@pytest.mark.parametrize(
+    ("options", "certificate", "user", "warnings"),
+    [
+        pytest.param({"ssl_ca_file": "CA"}, "server", "guest", 0, id="ca"),
+        pytest.param({}, "unrelated_server", "guest", 1, id="without-ca-it-warns"),
+        pytest.param(
+            {"ssl_ca_file": "CA", "ssl_cert_file": "CERT", "ssl_key_file": "KEY"},
+            "server",
+            "guest",
+            0,
+            id="client-certificate",
+        ),
+        pytest.param(
+            {
+                "ssl_ca_file": "CA",
+                "ssl_cert_file": "CERT",
+                "ssl_key_file": "KEY",
+                "rabbit_login_method": "EXTERNAL",
+            },
+            "server",
+            "",
+            0,
+            id="external-login",
+        ),
+        pytest.param(
+            {"ssl_ca_file": "CA", "ssl_enforce_hostname_verification": "False"},
+            "other_host",
+            "guest",
+            0,
+            id="another-host-name-unverified",
+        ),
+    ],
+)
 def test_deletions_arrive_over_tls(
-    fragile: Broker, served: Pair, certificates: Certificates, api: RoleApi,
-    deleted_port: Callable[[str], bytes], options: dict[str, str], certificate: str, user: str,
+    fragile: Broker,
+    served: Pair,
+    certificates: Certificates,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
+    options: dict[str, str],
+    certificate: str,
+    user: str,
     warnings: int,
 ) -> None:
     client = certificates.client("osnl")
@@ -3025,37 +3710,62 @@ def test_deletions_arrive_over_tls(
     url = f"rabbit://{user + ':guest@' if user else ''}127.0.0.1:{fragile.tls_port}/"
     sections = quick(url, api)
     sections["oslo_messaging_rabbit"].update(
-        {"ssl": "True", **{name: files.get(text, text) for name, text in options.items()}})
+        {"ssl": "True", **{name: files.get(text, text) for name, text in options.items()}}
+    )
     with ListenerProcess(sections) as listener:
         all_done(fragile, api, expected)
-        logins = fragile.evaluate("[[{user, {binary_to_atom(U)}}, S] ||"
-                                  " [{user, U}, S] <-"
-                                  " rabbit_networking:connection_info_all([user, ssl])]")
+        logins = fragile.evaluate(
+            "[[{user, {binary_to_atom(U)}}, S] ||"
+            " [{user, U}, S] <-"
+            " rabbit_networking:connection_info_all([user, ssl])]"
+        )
         assert f"[{{user, {{{user or 'osnl'}}}}}, {{ssl, true}}]" in logins, logins
         lines = troubles(listener.log)
     assert len(lines) == warnings
     assert all("unverified" in line for line in lines)
 
 
-@pytest.mark.parametrize(("options", "certificate", "reason"), [
-    ({"ssl_ca_file": "OTHER CA"}, "server", "CERTIFICATE_VERIFY_FAILED"),
-    ({"ssl_ca_file": "CA"}, "other_host", "not valid for '127.0.0.1'"),
-    ({"ssl_ca_file": "CA"}, "expired", "expired"),
-    ({"ssl_ca_file": "CA", "ssl_cert_file": "CERT", "ssl_key_file": "KEY",
-      "rabbit_login_method": "EXTERNAL"}, "server", "refused"),
-], ids=["unrelated-ca", "another-host-name", "expired", "external-login-of-a-stranger"])
+@pytest.mark.parametrize(
+    ("options", "certificate", "reason"),
+    [
+        ({"ssl_ca_file": "OTHER CA"}, "server", "CERTIFICATE_VERIFY_FAILED"),
+        ({"ssl_ca_file": "CA"}, "other_host", "not valid for '127.0.0.1'"),
+        ({"ssl_ca_file": "CA"}, "expired", "expired"),
+        (
+            {
+                "ssl_ca_file": "CA",
+                "ssl_cert_file": "CERT",
+                "ssl_key_file": "KEY",
+                "rabbit_login_method": "EXTERNAL",
+            },
+            "server",
+            "refused",
+        ),
+    ],
+    ids=["unrelated-ca", "another-host-name", "expired", "external-login-of-a-stranger"],
+)
 def test_a_refused_tls_connection_is_one_line(
-    fragile: Broker, served: Pair, certificates: Certificates, api: RoleApi,
-    options: dict[str, str], certificate: str, reason: str,
+    fragile: Broker,
+    served: Pair,
+    certificates: Certificates,
+    api: RoleApi,
+    options: dict[str, str],
+    certificate: str,
+    reason: str,
 ) -> None:
     client = certificates.client("stranger")
-    files = {"CA": certificates.ca_file, "OTHER CA": certificates.unrelated_ca_file,
-             "CERT": client.cert_file, "KEY": client.key_file}
+    files = {
+        "CA": certificates.ca_file,
+        "OTHER CA": certificates.unrelated_ca_file,
+        "CERT": client.cert_file,
+        "KEY": client.key_file,
+    }
     serve(fragile, served, getattr(certificates, certificate))
     with Proxy(fragile.tls_port) as proxy:
         sections = quick(f"rabbit://guest:guest@127.0.0.1:{proxy.port}/", api)
         sections["oslo_messaging_rabbit"].update(
-            {"ssl": "True", **{name: files.get(text, text) for name, text in options.items()}})
+            {"ssl": "True", **{name: files.get(text, text) for name, text in options.items()}}
+        )
         with ListenerProcess(sections) as listener:
             # When it tried three times, so two attempts have ended
             wait_until(lambda: proxy.connections >= 3, 30, "three attempts")
@@ -3074,31 +3784,47 @@ def server_context(pair: Pair, client_ca: Path | None = None) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.parametrize(("options", "certificate", "insists", "reason"), [
-    ({"ca_file": "CA"}, "server", False, ""),
-    ({"ca_file": "CA", "cert_file": "CERT", "key_file": "KEY"}, "server", True, ""),
-    ({"allow_self_signed_cert": "True"}, "unrelated_server", False, ""),
-    ({"allow_self_signed_cert": "True"}, "other_host", False, ""),
-    ({"ca_file": "CA"}, "server", True, "certificate required|Connection aborted"),
-    ({"ca_file": "OTHER CA"}, "server", False, "CERTIFICATE_VERIFY_FAILED"),
-    ({}, "server", False, "CERTIFICATE_VERIFY_FAILED"),
-    ({"ca_file": "CA"}, "other_host", False, "'127.0.0.1' doesn't match"),
-    ({"ca_file": "CA"}, "expired", False, "expired"),
-])
+@pytest.mark.parametrize(
+    ("options", "certificate", "insists", "reason"),
+    [
+        ({"ca_file": "CA"}, "server", False, ""),
+        ({"ca_file": "CA", "cert_file": "CERT", "key_file": "KEY"}, "server", True, ""),
+        ({"allow_self_signed_cert": "True"}, "unrelated_server", False, ""),
+        ({"allow_self_signed_cert": "True"}, "other_host", False, ""),
+        ({"ca_file": "CA"}, "server", True, "certificate required|Connection aborted"),
+        ({"ca_file": "OTHER CA"}, "server", False, "CERTIFICATE_VERIFY_FAILED"),
+        ({}, "server", False, "CERTIFICATE_VERIFY_FAILED"),
+        ({"ca_file": "CA"}, "other_host", False, "'127.0.0.1' doesn't match"),
+        ({"ca_file": "CA"}, "expired", False, "expired"),
+    ],
+)
 def test_tls_to_the_role_api(
-    certificates: Certificates, tmp_path: Path, options: dict[str, str], certificate: str,
-    insists: bool, reason: str,
+    certificates: Certificates,
+    tmp_path: Path,
+    options: dict[str, str],
+    certificate: str,
+    insists: bool,
+    reason: str,
 ) -> None:
     client = certificates.client("osnl")
-    files = {"CA": certificates.ca_file, "OTHER CA": certificates.unrelated_ca_file,
-             "CERT": client.cert_file, "KEY": client.key_file}
-    context = server_context(getattr(certificates, certificate),
-                             certificates.ca_file if insists else None)
+    files = {
+        "CA": certificates.ca_file,
+        "OTHER CA": certificates.unrelated_ca_file,
+        "CERT": client.cert_file,
+        "KEY": client.key_file,
+    }
+    context = server_context(
+        getattr(certificates, certificate), certificates.ca_file if insists else None
+    )
     [cuk] = cuks(1)
     with RoleApi(tls=context) as api:
         given = {name: files.get(text, text) for name, text in options.items()}
-        config = Config.load(str(write_settings(
-            tmp_path / "ini", settings("rabbit://127.0.0.1/", api.url, **given))), environ={})
+        config = Config.load(
+            str(
+                write_settings(tmp_path / "ini", settings("rabbit://127.0.0.1/", api.url, **given))
+            ),
+            environ={},
+        )
         role_api = k2hr3_osnl.RoleApi(config.k2hr3)
         if reason:
             with pytest.raises(k2hr3_osnl.RoleApiError, match=f"(?is){reason}"):
@@ -3108,16 +3834,21 @@ def test_tls_to_the_role_api(
             role_api.delete(Deletion(cuk))
             assert api.deleted == {cuk}
     assert [line for line in config.warnings if "allow_self_signed_cert" in line] == [
-        line for line in config.warnings if "allow_self_signed_cert" in options]
+        line for line in config.warnings if "allow_self_signed_cert" in options
+    ]
 
 
 def test_a_deletion_waits_for_the_role_api_to_get_a_good_certificate(
-    fragile: Broker, certificates: Certificates, deleted_port: Callable[[str], bytes],
+    fragile: Broker,
+    certificates: Certificates,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     [cuk] = cuks(1)
     emit(fragile, [deleted_port(cuk)])
-    with RoleApi(tls=server_context(certificates.expired)) as api, ListenerProcess(
-            quick(fragile.url(), api, ca_file=certificates.ca_file)) as listener:
+    with (
+        RoleApi(tls=server_context(certificates.expired)) as api,
+        ListenerProcess(quick(fragile.url(), api, ca_file=certificates.ca_file)) as listener,
+    ):
         # Given a deletion that failed by an expired certificate
         listener.wait_for_log("not deleted .* expired")
         wait_until(lambda: fragile.depth("k2hr3_osnl.retry").total == 1)
@@ -3129,6 +3860,7 @@ def test_a_deletion_waits_for_the_role_api_to_get_a_good_certificate(
 
 # --- Recovery -----------------------------------------------------------------------------------
 
+
 def kill_and_start(broker: Broker) -> None:
     broker.kill()
     broker.start()
@@ -3139,24 +3871,32 @@ def make_pool_again(broker: Broker) -> None:
     broker.delete_queue("k2hr3_osnl")
     with closing(broker.amqp()) as connection, suppress(ChannelClosedByBroker):  # it was faster
         connection.channel().queue_declare(
-            "k2hr3_osnl", durable=True, arguments={"x-queue-type": "quorum"})
+            "k2hr3_osnl", durable=True, arguments={"x-queue-type": "quorum"}
+        )
 
 
 def close_connections(broker: Broker) -> None:
     # Not by the management API, which knows a connection only after some seconds.
-    broker.evaluate('[rabbit_networking:close_connection(P, "by a test")'
-                    " || P <- rabbit_networking:connections()]")
+    broker.evaluate(
+        '[rabbit_networking:close_connection(P, "by a test")'
+        " || P <- rabbit_networking:connections()]"
+    )
 
 
-@pytest.mark.parametrize("happens", [
-    pytest.param(Broker.restart, id="broker-restarted"),
-    pytest.param(kill_and_start, id="broker-killed"),
-    pytest.param(close_connections, id="connection-closed-by-the-broker"),
-    pytest.param(lambda broker: broker.delete_queue("k2hr3_osnl"), id="pool-queue-deleted"),
-    pytest.param(make_pool_again, id="consumer-cancelled-and-queue-made-again"),
-])
+@pytest.mark.parametrize(
+    "happens",
+    [
+        pytest.param(Broker.restart, id="broker-restarted"),
+        pytest.param(kill_and_start, id="broker-killed"),
+        pytest.param(close_connections, id="connection-closed-by-the-broker"),
+        pytest.param(lambda broker: broker.delete_queue("k2hr3_osnl"), id="pool-queue-deleted"),
+        pytest.param(make_pool_again, id="consumer-cancelled-and-queue-made-again"),
+    ],
+)
 def test_recovers_with_deliveries_held(
-    fragile: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    fragile: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
     happens: Callable[[Broker], None],
 ) -> None:
     # Given deletions of which one is under way and all others are held
@@ -3179,12 +3919,16 @@ def test_recovers_with_deliveries_held(
 
 def set_consumer_timeout(broker: Broker, milliseconds: int) -> None:
     """How long channels opened from now on may hold a delivery; looked at five times a second."""
-    broker.evaluate(f"[application:set_env(rabbit, consumer_timeout, {milliseconds}),"
-                    " application:set_env(rabbit, channel_tick_interval, 200)]")
+    broker.evaluate(
+        f"[application:set_env(rabbit, consumer_timeout, {milliseconds}),"
+        " application:set_env(rabbit, channel_tick_interval, 200)]"
+    )
 
 
 def test_recovers_from_a_channel_closed_by_the_broker(
-    fragile: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    fragile: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     expected = cuks(10)
     emit(fragile, [deleted_port(cuk) for cuk in expected])
@@ -3208,7 +3952,9 @@ def test_recovers_from_a_channel_closed_by_the_broker(
 
 
 def test_recovers_from_a_deleted_retry_queue(
-    fragile: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    fragile: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     # Given deletions that wait for their third attempt, held from the retry queue
     expected = cuks(3)
@@ -3223,8 +3969,9 @@ def test_recovers_from_a_deleted_retry_queue(
         api.refused_cuks = set()
         # Then
         all_done(fragile, api, expected)
-        lines = [line for line in troubles(listener.log)[len(before):]
-                 if "not deleted" not in line]
+        lines = [
+            line for line in troubles(listener.log)[len(before) :] if "not deleted" not in line
+        ]
     assert len(lines) == 1, lines
 
 
@@ -3254,22 +4001,33 @@ def test_recovers_from_an_exchange_deleted_and_made_again(broker: Broker, api: R
     assert len(lines) - len(before) <= 1, lines
 
 
-@pytest.mark.parametrize("refuse", [
-    pytest.param(lambda broker: broker.set_password("osnl", "another"), id="password"),
-    pytest.param(lambda broker: broker.clear_permissions("osnl"), id="virtual-host"),
-    pytest.param(lambda broker: broker.delete_user("osnl"), id="user"),
-])
+@pytest.mark.parametrize(
+    "refuse",
+    [
+        pytest.param(lambda broker: broker.set_password("osnl", "another"), id="password"),
+        pytest.param(lambda broker: broker.clear_permissions("osnl"), id="virtual-host"),
+        pytest.param(lambda broker: broker.delete_user("osnl"), id="user"),
+    ],
+)
 def test_recovers_from_refused_credentials(
-    fragile: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    fragile: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
     refuse: Callable[[Broker], None],
 ) -> None:
     expected = cuks(2)
     emit(fragile, [deleted_port(cuk) for cuk in expected])
     fragile.add_user("osnl", "secret-of-this-test")
     refuse(fragile)
-    with Proxy(fragile.port) as proxy, ListenerProcess(quick(
-            fragile.url("osnl", "secret-of-this-test", hosts=[f"127.0.0.1:{proxy.port}"]), api,
-            )) as listener:
+    with (
+        Proxy(fragile.port) as proxy,
+        ListenerProcess(
+            quick(
+                fragile.url("osnl", "secret-of-this-test", hosts=[f"127.0.0.1:{proxy.port}"]),
+                api,
+            )
+        ) as listener,
+    ):
         wait_until(lambda: proxy.connections >= 3, 30, "three attempts")
         # When
         fragile.add_user("osnl", "secret-of-this-test")
@@ -3282,7 +4040,9 @@ def test_recovers_from_refused_credentials(
 
 
 def test_goes_on_with_another_host_when_one_is_down(
-    broker: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    broker: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     declare_neutron(broker)
     expected = cuks(20)
@@ -3304,7 +4064,9 @@ def test_goes_on_with_another_host_when_one_is_down(
 
 
 def test_an_outage_of_the_broker_is_one_line(
-    broker: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    broker: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     declare_neutron(broker)
     expected = cuks(1)
@@ -3329,6 +4091,7 @@ def test_an_outage_of_the_broker_is_one_line(
 
 # --- Stopping -----------------------------------------------------------------------------------
 
+
 def stops_in_time(listener: ListenerProcess, timeout_seconds: float) -> None:
     """Send SIGTERM: the exit code is 0 within `timeout_seconds` + 1 s."""
     began = time.monotonic()
@@ -3343,7 +4106,8 @@ def nothing_lost(broker: Broker, api: RoleApi, expected: list[str]) -> None:
 
 
 def test_stops_in_the_middle_of_a_load(
-    broker: Broker, deleted_port: Callable[[str], bytes],
+    broker: Broker,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     declare_neutron(broker)
     expected = cuks(500)
@@ -3361,7 +4125,9 @@ def test_stops_in_the_middle_of_a_load(
 
 
 def test_stops_in_an_outage_of_the_role_api(
-    broker: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    broker: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     declare_neutron(broker)
     expected = cuks(50)
@@ -3383,19 +4149,23 @@ def test_stops_in_an_outage_of_the_broker(api: RoleApi) -> None:
 
 
 def test_stops_while_connecting_to_a_host_that_does_not_answer(
-    broker: Broker, api: RoleApi,
+    broker: Broker,
+    api: RoleApi,
 ) -> None:
     with Proxy(broker.port) as proxy:
         proxy.stall()
         hosts = ",".join([f"127.0.0.1:{proxy.port}"] * 3)
-        with ListenerProcess(settings(f"rabbit://{hosts}/", api.url, timeout_seconds=1)
-                             ) as listener:
+        with ListenerProcess(
+            settings(f"rabbit://{hosts}/", api.url, timeout_seconds=1)
+        ) as listener:
             wait_until(lambda: proxy.connections)
             stops_in_time(listener, 1)
 
 
 def test_stops_during_a_memory_alarm(
-    fragile: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    fragile: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     expected = cuks(20)
     emit(fragile, [deleted_port(cuk) for cuk in expected])
@@ -3414,14 +4184,18 @@ def test_stops_during_a_memory_alarm(
 
 
 def test_stops_while_a_copy_waits_on_a_stalled_connection(
-    broker: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    broker: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     declare_neutron(broker)
     first, second = expected = cuks(2)
     api.fault = Status(503)
     api.delay = 0.5
-    with Proxy(broker.port) as proxy, ListenerProcess(
-            quick(broker.url(hosts=[f"127.0.0.1:{proxy.port}"]), api)) as listener:
+    with (
+        Proxy(broker.port) as proxy,
+        ListenerProcess(quick(broker.url(hosts=[f"127.0.0.1:{proxy.port}"]), api)) as listener,
+    ):
         # Given a publishing connection that stalls after its first copy
         emit(broker, [deleted_port(first)])
         wait_until(lambda: broker.depth("k2hr3_osnl.retry").total)
@@ -3434,7 +4208,9 @@ def test_stops_while_a_copy_waits_on_a_stalled_connection(
 
 
 def test_stops_against_a_hanging_role_api(
-    broker: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    broker: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     declare_neutron(broker)
     expected = cuks(5)
@@ -3458,12 +4234,14 @@ class NotifySocket:
 
     def wait_for(self, pattern: str, count: int = 1) -> str:
         """Wait for `count` further messages that contain a match; returns the last one."""
+
         def found() -> str:
             nonlocal count
             message = self._socket.recv(4096).decode()
             self.messages.append(message)
             count -= re.search(pattern, message, re.M) is not None
             return message if count <= 0 else ""
+
         return wait_until(found, 20, f"{count} × {pattern} on NOTIFY_SOCKET")
 
     def close(self) -> None:
@@ -3479,7 +4257,10 @@ def notify(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NotifySoc
 
 
 def test_systemd_is_told(
-    broker: Broker, api: RoleApi, deleted_port: Callable[[str], bytes], notify: NotifySocket,
+    broker: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
+    notify: NotifySocket,
 ) -> None:
     declare_neutron(broker)
     expected = cuks(1)
@@ -3510,16 +4291,22 @@ def test_systemd_is_told(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once(
-    broker: Broker, api: RoleApi, deleted_port: Callable[[str], bytes], tmp_path: Path,
+    broker: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
+    tmp_path: Path,
     number: signal.Signals,
 ) -> None:
     declare_neutron(broker)
     expected = cuks(3)
     emit(broker, [deleted_port(cuk) for cuk in expected])
     api.fault = Hang()
-    with closing(NotifySocket(str(tmp_path / "s"))) as notify, ListenerProcess(
-            quick(broker.url(), api, timeout_seconds=60),
-            environment=notify.environment) as listener:
+    with (
+        closing(NotifySocket(str(tmp_path / "s"))) as notify,
+        ListenerProcess(
+            quick(broker.url(), api, timeout_seconds=60), environment=notify.environment
+        ) as listener,
+    ):
         wait_until(lambda: api.under_way)
         # Given a listener that waits for its last attempt
         listener.process.send_signal(number)
@@ -3535,7 +4322,10 @@ def test_a_second_signal_ends_it_at_once(
 
 
 def test_sighup_reopens_the_log_file_and_sigusr1_logs_the_counters(
-    broker: Broker, api: RoleApi, deleted_port: Callable[[str], bytes], tmp_path: Path,
+    broker: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
+    tmp_path: Path,
 ) -> None:
     declare_neutron(broker)
     expected = cuks(3)
@@ -3564,7 +4354,10 @@ def test_sighup_reopens_the_log_file_and_sigusr1_logs_the_counters(
 
 
 def test_a_full_disk_under_the_log_file_is_said_on_stderr(
-    broker: Broker, api: RoleApi, deleted_port: Callable[[str], bytes], tmp_path: Path,
+    broker: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
+    tmp_path: Path,
 ) -> None:
     declare_neutron(broker)
     expected = cuks(5)
@@ -3591,8 +4384,11 @@ def test_a_full_disk_under_the_log_file_is_said_on_stderr(
 
 # --- Memory -------------------------------------------------------------------------------------
 
+
 def test_a_backlog_of_200000_is_worked_off_in_45_megabytes(
-    broker: Broker, api: RoleApi, deleted_port: Callable[[str], bytes],
+    broker: Broker,
+    api: RoleApi,
+    deleted_port: Callable[[str], bytes],
 ) -> None:
     declare_neutron(broker)
     # Given a backlog in which one of a hundred is a deletion
@@ -3614,9 +4410,11 @@ def test_a_backlog_of_200000_is_worked_off_in_45_megabytes(
     sections["DEFAULT"]["debug_level"] = "info"
     sizes = []
     with ListenerProcess(sections) as listener:
+
         def worked_off() -> bool:
             sizes.append(listener.rss())
             return len(api.deleted) == len(expected)
+
         wait_until(worked_off, 120, "all deletions")
         broker.wait_for_depth("k2hr3_osnl", 0)
         sizes.append(listener.rss())
@@ -3628,16 +4426,33 @@ def test_a_backlog_of_200000_is_worked_off_in_45_megabytes(
 
 # --- The command line ---------------------------------------------------------------------------
 
+
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The program as a command that ends by itself."""
-    return subprocess.run([sys.executable, str(PROGRAM), *map(str, arguments)], cwd=cwd,
-                          capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(
+        [sys.executable, str(PROGRAM), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--nonsense"], ["nonsense"], ["-c"], ["--config-file"], ["-d", "loud"], ["-l", "loud"],
-    ["-f"], ["listen", "more"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["nonsense"],
+        ["-c"],
+        ["--config-file"],
+        ["-d", "loud"],
+        ["-l", "loud"],
+        ["-f"],
+        ["listen", "more"],
+    ],
+    ids=" ".join,
+)
 def test_a_wrong_command_line_is_usage(arguments: list[str]) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
@@ -3645,12 +4460,18 @@ def test_a_wrong_command_line_is_usage(arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("argument", "words"), [
-    ("-v", [k2hr3_osnl.__version__]), ("--version", [k2hr3_osnl.__version__]),
-    ("-h", ["usage:"]),
-    ("--help", ["-c", "--config-file", "-d", "-l", "-f", "-v", "listen",
-                "/etc/k2hr3/k2hr3_osnl.ini"]),
-])
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("-v", [k2hr3_osnl.__version__]),
+        ("--version", [k2hr3_osnl.__version__]),
+        ("-h", ["usage:"]),
+        (
+            "--help",
+            ["-c", "--config-file", "-d", "-l", "-f", "-v", "listen", "/etc/k2hr3/k2hr3_osnl.ini"],
+        ),
+    ],
+)
 def test_version_and_help_are_printed(argument: str, words: list[str]) -> None:
     done = run(argument)
     assert (done.returncode, done.stderr) == (0, "")
@@ -3660,7 +4481,9 @@ def test_version_and_help_are_printed(argument: str, words: list[str]) -> None:
 @pytest.mark.parametrize("where", ["missing/log", ""], ids=["no-such-folder", "a-folder"])
 @pytest.mark.parametrize("given", ["settings", "command line"])
 def test_a_log_file_that_cannot_be_written_is_a_settings_error(
-    tmp_path: Path, where: str, given: str,
+    tmp_path: Path,
+    where: str,
+    given: str,
 ) -> None:
     log_file = tmp_path / where
     sections = {"DEFAULT": {"log_file": log_file}} if given == "settings" else {}
@@ -3683,8 +4506,9 @@ def test_a_settings_file_that_is_not_there_is_a_settings_error(tmp_path: Path) -
 def test_flags_win_over_the_settings_file(api: RoleApi, tmp_path: Path) -> None:
     # Given a broker that refuses connections: an ERROR of ours, and more of pika's for debuggers
     sections = quick(f"rabbit://127.0.0.1:{free_port()}/", api)
-    sections["DEFAULT"].update(debug_level="critical", libs_debug_level="warn",
-                               log_file=tmp_path / "unused")
+    sections["DEFAULT"].update(
+        debug_level="critical", libs_debug_level="warn", log_file=tmp_path / "unused"
+    )
     log = tmp_path / "log"
     with ListenerProcess(sections, "-d", "info", "-l", "debug", "-f", str(log)) as listener:
         wait_until(lambda: "no broker reached" in log.read_text())
@@ -3696,11 +4520,19 @@ def test_flags_win_over_the_settings_file(api: RoleApi, tmp_path: Path) -> None:
     assert " DEBUG " in text, "pika's"
 
 
-@pytest.mark.parametrize(("level", "expected"), [
-    ("critical", set()), ("error", {"ERROR"}), ("info", {"ERROR", "INFO"}),
-])
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("critical", set()),
+        ("error", {"ERROR"}),
+        ("info", {"ERROR", "INFO"}),
+    ],
+)
 def test_a_log_level_drops_what_is_below(
-    broker: Broker, api: RoleApi, level: str, expected: set[str],
+    broker: Broker,
+    api: RoleApi,
+    level: str,
+    expected: set[str],
 ) -> None:
     proxy = Proxy(free_port())
     sections = quick(f"rabbit://127.0.0.1:{proxy.port}/", api)
@@ -3709,19 +4541,37 @@ def test_a_log_level_drops_what_is_below(
         assert set(re.findall(r"^[-\d]+ [:,\d]+ (\w+) ", listener.log, re.M)) == expected
 
 
-PLACES = ["k2hr3_osnl.ini", "/etc/k2hr3/k2hr3_osnl.ini", "/etc/k2hr3/k2hr3_osnl.conf",
-          "/etc/k2hr3/k2hr3-osnl.conf"]
+PLACES = [
+    "k2hr3_osnl.ini",
+    "/etc/k2hr3/k2hr3_osnl.ini",
+    "/etc/k2hr3/k2hr3_osnl.conf",
+    "/etc/k2hr3/k2hr3-osnl.conf",
+]
 
 
 @pytest.mark.parametrize("first", range(len(PLACES)), ids=PLACES)
 def test_without_c_the_first_settings_file_that_exists_is_read(tmp_path: Path, first: int) -> None:
     # Given the first of these files and all that come after it, in an /etc of our own
-    files = "".join(f"printf '[k2hr3]\\nconcurrency = none\\n' >{file}\n"
-                    for file in PLACES[first:])
+    files = "".join(
+        f"printf '[k2hr3]\\nconcurrency = none\\n' >{file}\n" for file in PLACES[first:]
+    )
     done = subprocess.run(
-        ["unshare", "-rm", "/bin/sh", "-ec", "mount -t tmpfs none /etc\nmkdir /etc/k2hr3\n"
-         f'{files}exec "$@"', "sh", sys.executable, str(PROGRAM)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
+        [
+            "unshare",
+            "-rm",
+            "/bin/sh",
+            "-ec",
+            f'mount -t tmpfs none /etc\nmkdir /etc/k2hr3\n{files}exec "$@"',
+            "sh",
+            sys.executable,
+            str(PROGRAM),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
     # Then its wrong value is what is complained of
     assert done.returncode == 78, done.stderr
     assert re.match(rf"k2hr3_osnl: (\./)?{re.escape(PLACES[first])}: ", done.stderr)
@@ -3734,6 +4584,7 @@ COMMANDS = ("listen", "drain", "check", "dump", "emit", "dead-letters", "delete"
 
 
 # --- Running a command --------------------------------------------------------------------------
+
 
 @pytest.fixture
 def cloud(broker: Broker, api: RoleApi) -> Sections:
@@ -3752,20 +4603,33 @@ def cloud(broker: Broker, api: RoleApi) -> Sections:
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a command to its end with the given settings; a traceback fails the test."""
-    def run(sections: Sections, *arguments: str, given: str | bytes = "", timeout: float = 60,
-            environment: Mapping[str, str] | None = None, debug: bool = False
-            ) -> subprocess.CompletedProcess[str]:
+
+    def run(
+        sections: Sections,
+        *arguments: str,
+        given: str | bytes = "",
+        timeout: float = 60,
+        environment: Mapping[str, str] | None = None,
+        debug: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
         file = write_settings(tmp_path / "k2hr3_osnl.ini", sections)
         done = subprocess.run(
-            [sys.executable, str(PROGRAM), "-c", str(file), *arguments], cwd=tmp_path,
-            input=given.encode() if isinstance(given, str) else given, capture_output=True,
-            env={**os.environ, **(environment or {})}, timeout=timeout)
+            [sys.executable, str(PROGRAM), "-c", str(file), *arguments],
+            cwd=tmp_path,
+            input=given.encode() if isinstance(given, str) else given,
+            capture_output=True,
+            env={**os.environ, **(environment or {})},
+            timeout=timeout,
+        )
         found = subprocess.CompletedProcess(
-            done.args, done.returncode, *(
-                text.decode(errors="replace") for text in (done.stdout, done.stderr)))
+            done.args,
+            done.returncode,
+            *(text.decode(errors="replace") for text in (done.stdout, done.stderr)),
+        )
         if not debug:  # where pika logs them
             assert "Traceback" not in found.stdout + found.stderr, found.stderr
         return found
+
     return run
 
 
@@ -3774,24 +4638,34 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def notified(cuk: str, *addresses: str) -> bytes:
     """Neutron's notification of a deleted port."""
-    message = {"message_id": str(uuid.uuid4()), "publisher_id": "network.host1",
-               "event_type": "port.delete.end", "priority": "INFO",
-               "timestamp": "2026-03-02 08:14:51.000000",
-               "payload": port(cuk, addresses or ["10.0.0.5"])}
+    message = {
+        "message_id": str(uuid.uuid4()),
+        "publisher_id": "network.host1",
+        "event_type": "port.delete.end",
+        "priority": "INFO",
+        "timestamp": "2026-03-02 08:14:51.000000",
+        "payload": port(cuk, addresses or ["10.0.0.5"]),
+    }
     return json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()
 
 
 def fill(broker: Broker, into: str, instances: Iterable[str], **headers: Any) -> None:
     """Put a deletion for each instance into a queue, with our headers `x-k2hr3-…`."""
     named: Any = {f"x-k2hr3-{name.replace('_', '-')}": value for name, value in headers.items()}
-    broker.publish_many([notified(cuk) for cuk in instances], "", into,
-                        pika.BasicProperties(delivery_mode=2, headers=named))
+    broker.publish_many(
+        [notified(cuk) for cuk in instances],
+        "",
+        into,
+        pika.BasicProperties(delivery_mode=2, headers=named),
+    )
 
 
 def instances_in(broker: Broker, queue: str) -> list[str]:
     """The instances whose deletions are ready in a queue, in its order."""
-    return [re.search(rb'device_id\W+([0-9a-f-]{36})', message.body)[1].decode()  # type: ignore[index]
-            for message in broker.messages(queue)]
+    return [
+        re.search(rb"device_id\W+([0-9a-f-]{36})", message.body)[1].decode()  # type: ignore[index]
+        for message in broker.messages(queue)
+    ]
 
 
 def consumed(broker: Broker, queue: str = POOL) -> bool:
@@ -3808,13 +4682,22 @@ def asked(api: RoleApi, instances: Iterable[str]) -> list[str]:
 
 # --- drain --------------------------------------------------------------------------------------
 
+
 def test_drain_makes_what_is_queued_and_every_retry_whether_due_or_not(
-        broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, command: Run
+) -> None:
     fresh, waiting = cuks(5), cuks(3)
     cloud["k2hr3"]["retry_interval_seconds"] = 600
     fill(broker, POOL, fresh)
-    fill(broker, RETRY, waiting, queue=POOL, attempts=9, first_failure=int(time.time()) - 60,
-         last_failure=int(time.time()))
+    fill(
+        broker,
+        RETRY,
+        waiting,
+        queue=POOL,
+        attempts=9,
+        first_failure=int(time.time()) - 60,
+        last_failure=int(time.time()),
+    )
     done = command(cloud, "drain")
     assert done.returncode == 0, done.stderr
     assert asked(api, fresh + waiting) == sorted(fresh + waiting)
@@ -3822,20 +4705,24 @@ def test_drain_makes_what_is_queued_and_every_retry_whether_due_or_not(
 
 
 def test_drain_tries_each_retry_once_and_says_by_75_that_some_are_left(
-        broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, command: Run
+) -> None:
     waiting = cuks(6)
     api.refused_cuks = set(waiting[1:3])
     fill(broker, RETRY, waiting, queue=POOL, attempts=1, first_failure=1, last_failure=1)
     done = command(cloud, "drain")
     assert done.returncode == 75, done.stderr
     assert asked(api, waiting) == sorted(waiting)
-    left = {cuk: (message.properties.headers or {})["x-k2hr3-attempts"] for cuk, message in zip(
-        instances_in(broker, RETRY), broker.messages(RETRY))}
+    left = {
+        cuk: (message.properties.headers or {})["x-k2hr3-attempts"]
+        for cuk, message in zip(instances_in(broker, RETRY), broker.messages(RETRY))
+    }
     assert left == dict.fromkeys(waiting[1:3], 2)
 
 
 def test_drain_moves_the_rest_to_the_retry_queue_when_k2hr3_is_in_trouble(
-        broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, command: Run
+) -> None:
     fresh, waiting = cuks(30), cuks(3)
     api.fault = Status(503)
     fill(broker, POOL, fresh)
@@ -3856,7 +4743,8 @@ def test_drain_with_nothing_to_do_is_well(cloud: Sections, command: Run) -> None
 
 
 def test_drain_stopped_by_a_signal_says_by_75_that_some_are_left(
-        broker: Broker, api: RoleApi, cloud: Sections) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections
+) -> None:
     fresh = cuks(50)
     fill(broker, POOL, fresh)
     api.delay = 0.2
@@ -3869,12 +4757,18 @@ def test_drain_stopped_by_a_signal_says_by_75_that_some_are_left(
 
 
 def test_drain_ends_when_broker_or_queue_are_not_there_within_30_seconds(
-        broker: Broker, cloud: Sections) -> None:
+    broker: Broker, cloud: Sections
+) -> None:
     # Given: no broker at all, and a broker without the services' own queue
-    nobody: Sections = {**cloud, "oslo_messaging_notifications": {
-        "transport_url": NOBODY}}
-    no_queue: Sections = {**cloud, "oslo_messaging_notifications": {
-        "transport_url": broker.url(), "pool": "", "topic": "not_there"}}
+    nobody: Sections = {**cloud, "oslo_messaging_notifications": {"transport_url": NOBODY}}
+    no_queue: Sections = {
+        **cloud,
+        "oslo_messaging_notifications": {
+            "transport_url": broker.url(),
+            "pool": "",
+            "topic": "not_there",
+        },
+    }
     with ListenerProcess(nobody, "drain") as one, ListenerProcess(no_queue, "drain") as other:
         began = time.monotonic()
         assert [one.process.wait(60), other.process.wait(60)] == [75, 75]
@@ -3885,16 +4779,19 @@ def test_drain_ends_when_broker_or_queue_are_not_there_within_30_seconds(
 
 # --- check --------------------------------------------------------------------------------------
 
+
 def rows(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str, str]]:
     """The lines of `check`: result, what, text."""
-    found = [re.fullmatch(r"(ok|warn|fail) +([^:]+): (.*)", line)
-             for line in done.stdout.splitlines()]
+    found = [
+        re.fullmatch(r"(ok|warn|fail) +([^:]+): (.*)", line) for line in done.stdout.splitlines()
+    ]
     assert all(found), done.stdout
     return [(match[1], match[2], match[3]) for match in found if match]
 
 
 def test_check_is_all_ok_where_a_listener_works(
-        broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, command: Run
+) -> None:
     api.register(instance := cuks(1)[0], "10.0.0.5")
     cloud = with_presets(broker, cloud, "neutron", "nova")
     with ListenerProcess(cloud) as listener:
@@ -3976,21 +4873,33 @@ def unknown_option(broker: Broker, api: RoleApi, sections: Sections) -> None:
 def nova_of_2_0_0(broker: Broker, api: RoleApi, sections: Sections) -> None:
     """The sources of the README's example for several services, as of version 2.0.0."""
     sections.update(with_presets(broker, sections, "neutron", "nova"))
-    sections[f"{NOTIFICATIONS}:nova"] = {"event_type": r"^instance\.delete\.end$",
-                                        "publisher_id": "^nova-(compute|api):.*$"}
+    sections[f"{NOTIFICATIONS}:nova"] = {
+        "event_type": r"^instance\.delete\.end$",
+        "publisher_id": "^nova-(compute|api):.*$",
+    }
 
 
 CONDITIONS = [
     (nothing, f"queue {POOL}", "warn", "0 consumers", 0),
     (nothing, "sources", "warn", "only Neutron is heard.*made beforehand.*:nova]", 0),
-    (nova_of_2_0_0, "sources", "warn",
-     "instance.delete.end is heard and instance.update is not.*force-deleted", 0),
+    (
+        nova_of_2_0_0,
+        "sources",
+        "warn",
+        "instance.delete.end is heard and instance.update is not.*force-deleted",
+        0,
+    ),
     (no_exchange, "exchange neutron", "fail", "control_exchange.*driver", 1),
     (no_queues, f"queue {POOL}", "warn", "missing.*listener makes it", 0),
     (no_queues, f"queue {RETRY}", "warn", "missing", 0),
     (not_durable, f"queue {POOL}", "warn", "not durable.*restart of the broker loses", 0),
-    (unconsumed_default_queue, "queue notifications.info", "warn",
-     "1 ready and no consumer.*grows until the broker stops.*pool.*max-length", 0),
+    (
+        unconsumed_default_queue,
+        "queue notifications.info",
+        "warn",
+        "1 ready and no consumer.*grows until the broker stops.*pool.*max-length",
+        0,
+    ),
     (waiting_messages, f"queue {RETRY}", "warn", "^2 ", 0),
     (waiting_messages, f"queue {DEAD}", "warn", "^3 .*dead-letters", 0),
     (no_broker, "broker", "fail", "transport_url", 1),
@@ -4003,11 +4912,22 @@ CONDITIONS = [
 ]
 
 
-@pytest.mark.parametrize(("condition", "what", "result", "text", "code"), CONDITIONS,
-                         ids=[f"{each[0].__name__}-{each[1]}" for each in CONDITIONS])
+@pytest.mark.parametrize(
+    ("condition", "what", "result", "text", "code"),
+    CONDITIONS,
+    ids=[f"{each[0].__name__}-{each[1]}" for each in CONDITIONS],
+)
 def test_check_names_what_is_wrong_and_what_to_do(
-        broker: Broker, api: RoleApi, cloud: Sections, command: Run,
-        condition: Callable[..., None], what: str, result: str, text: str, code: int) -> None:
+    broker: Broker,
+    api: RoleApi,
+    cloud: Sections,
+    command: Run,
+    condition: Callable[..., None],
+    what: str,
+    result: str,
+    text: str,
+    code: int,
+) -> None:
     condition(broker, api, cloud)
     before = set(broker.queues()), set(broker.exchanges())
     done = command(cloud, "check")
@@ -4023,12 +4943,20 @@ def test_check_names_what_is_wrong_and_what_to_do(
 
 
 def test_check_does_not_call_a_retry_queue_empty_that_a_listener_holds(
-        broker: Broker, api: RoleApi, cloud: Sections, command: Run) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, command: Run
+) -> None:
     """The broker tells ready messages only, and the listener holds the one until it is due."""
     waiting = cuks(1)
     cloud["k2hr3"]["retry_interval_seconds"] = 600
-    fill(broker, RETRY, waiting, queue=POOL, attempts=9, first_failure=int(time.time()),
-         last_failure=int(time.time()))
+    fill(
+        broker,
+        RETRY,
+        waiting,
+        queue=POOL,
+        attempts=9,
+        first_failure=int(time.time()),
+        last_failure=int(time.time()),
+    )
     with ListenerProcess(cloud):
         broker.wait_for_depth(RETRY, 0, unacked=1)
         row = next(row for row in rows(command(cloud, "check")) if row[1] == f"queue {RETRY}")
@@ -4037,23 +4965,35 @@ def test_check_does_not_call_a_retry_queue_empty_that_a_listener_holds(
 
 # --- dump ---------------------------------------------------------------------------------------
 
+
 def test_dump_shows_what_a_listener_beside_it_deletes(
-        broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path
+) -> None:
     wanted = cuks(3)
     file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
     with ListenerProcess(cloud):
         dumping = subprocess.Popen(
-            [sys.executable, str(PROGRAM), "-c", str(file), "dump"], stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True)
+            [sys.executable, str(PROGRAM), "-c", str(file), "dump"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
-            name = wait_until(lambda: next(iter(set(broker.queues()) - set(QUEUES)), ""),
-                              what="the queue of dump")
+            name = wait_until(
+                lambda: next(iter(set(broker.queues()) - set(QUEUES)), ""), what="the queue of dump"
+            )
             wait_until(lambda: broker.bindings(name), what="its binding")
-            queue = wait_until(lambda: broker.queue(name) if broker.queue(name).get("consumers")
-                               else None, what="its consumer")
+            queue = wait_until(
+                lambda: broker.queue(name) if broker.queue(name).get("consumers") else None,
+                what="its consumer",
+            )
             other = notified(cuks(1)[0]).replace(b"port.delete.end", b"port.update.end")
-            for body in (notified(wanted[0], "10.0.0.5", "2001:db8::5"), other, b"{}",
-                         *map(notified, wanted[1:])):
+            for body in (
+                notified(wanted[0], "10.0.0.5", "2001:db8::5"),
+                other,
+                b"{}",
+                *map(notified, wanted[1:]),
+            ):
                 broker.publish(body, "neutron", "notifications.info")
             wait_until(lambda: set(wanted) <= api.deleted, what="the listener's deletions")
             assert dumping.stdout
@@ -4064,13 +5004,18 @@ def test_dump_shows_what_a_listener_beside_it_deletes(
             dumping.kill()
     assert (dumping.returncode, rest, errors) == (0, "", "")
     assert [line for line in lines if "malformed" in line] == [lines[1]]
-    assert [urllib.parse.parse_qs(line["delete"].partition("?")[2])["cuk"]
-            for line in lines if "delete" in line] == [[cuk] for cuk in wanted]
+    assert [
+        urllib.parse.parse_qs(line["delete"].partition("?")[2])["cuk"]
+        for line in lines
+        if "delete" in line
+    ] == [[cuk] for cuk in wanted]
     assert lines[0]["delete"].startswith(api.url + "?")
     # What it asked the API for is what dump showed
     assert {request.target for request in api.requests} == {
         urllib.parse.urlsplit(line["delete"])._replace(scheme="", netloc="").geturl()
-        for line in lines if "delete" in line}
+        for line in lines
+        if "delete" in line
+    }
     assert queue
     assert queue["exclusive"]
     assert queue["arguments"]["x-max-length"] > 0
@@ -4079,15 +5024,32 @@ def test_dump_shows_what_a_listener_beside_it_deletes(
 
 # --- emit ---------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("pattern", "source", "addresses"), [
-    ("neutron", {}, ["10.0.0.5", "2001:db8::5"]),
-    ("nova", {"topic": "versioned_notifications", "publisher_id": "^nova",
-              "event_type": "instance.delete.end"}, []),
-    ("compute", {"publisher_id": "^compute", "event_type": "compute.instance.delete.end"}, []),
-])
+
+@pytest.mark.parametrize(
+    ("pattern", "source", "addresses"),
+    [
+        ("neutron", {}, ["10.0.0.5", "2001:db8::5"]),
+        (
+            "nova",
+            {
+                "topic": "versioned_notifications",
+                "publisher_id": "^nova",
+                "event_type": "instance.delete.end",
+            },
+            [],
+        ),
+        ("compute", {"publisher_id": "^compute", "event_type": "compute.instance.delete.end"}, []),
+    ],
+)
 def test_emit_publishes_a_deletion_that_the_listener_makes(
-        broker: Broker, api: RoleApi, cloud: Sections, command: Run, pattern: str,
-        source: dict[str, object], addresses: list[str]) -> None:
+    broker: Broker,
+    api: RoleApi,
+    cloud: Sections,
+    command: Run,
+    pattern: str,
+    source: dict[str, object],
+    addresses: list[str],
+) -> None:
     cloud["oslo_messaging_notifications"].update(source)
     (cuk,) = cuks(1)
     with ListenerProcess(cloud):
@@ -4098,7 +5060,8 @@ def test_emit_publishes_a_deletion_that_the_listener_makes(
         assert done.returncode == 0, done.stderr
         wait_until(lambda: api.deleted, what="the deletion")
     assert [(request.cuk, request.host) for request in api.requests] == [
-        (cuk, tuple(addresses) or None)]
+        (cuk, tuple(addresses) or None)
+    ]
     assert cuk in done.stdout
 
 
@@ -4110,7 +5073,8 @@ def test_emit_uses_envelope_2(broker: Broker, cloud: Sections, command: Run) -> 
 
 
 def test_emit_refuses_and_creates_nothing_where_the_exchange_is_missing(
-        broker: Broker, cloud: Sections, command: Run) -> None:
+    broker: Broker, cloud: Sections, command: Run
+) -> None:
     broker.delete_exchange("neutron")
     before = set(broker.queues()), set(broker.exchanges())
     done = command(cloud, "emit", "neutron")
@@ -4119,10 +5083,12 @@ def test_emit_refuses_and_creates_nothing_where_the_exchange_is_missing(
     assert (set(broker.queues()), set(broker.exchanges())) == before
 
 
-@pytest.mark.parametrize("arguments", [
-    ["neutron", "--instance", "no-uuid"], ["neutron", "--ip", "10.0.0.256"], ["nova"]])
+@pytest.mark.parametrize(
+    "arguments", [["neutron", "--instance", "no-uuid"], ["neutron", "--ip", "10.0.0.256"], ["nova"]]
+)
 def test_emit_refuses_what_no_listener_would_delete(
-        broker: Broker, cloud: Sections, command: Run, arguments: list[str]) -> None:
+    broker: Broker, cloud: Sections, command: Run, arguments: list[str]
+) -> None:
     done = command(cloud, "emit", *arguments)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
@@ -4131,10 +5097,20 @@ def test_emit_refuses_what_no_listener_would_delete(
 
 # --- dead-letters -------------------------------------------------------------------------------
 
+
 def test_dead_letters_are_listed_with_reason_and_age_and_stay(
-        broker: Broker, cloud: Sections, command: Run) -> None:
-    fill(broker, DEAD, cuks(1), queue=POOL, attempts=4, reason="K2HR3: 431",
-         first_failure=int(time.time()) - 7200, last_failure=int(time.time()))
+    broker: Broker, cloud: Sections, command: Run
+) -> None:
+    fill(
+        broker,
+        DEAD,
+        cuks(1),
+        queue=POOL,
+        attempts=4,
+        reason="K2HR3: 431",
+        first_failure=int(time.time()) - 7200,
+        last_failure=int(time.time()),
+    )
     fill(broker, DEAD, cuks(1), queue="notifications.info", attempts=0, reason="not JSON")
     done = command(cloud, "dead-letters")
     first, second = done.stdout.splitlines()
@@ -4145,13 +5121,22 @@ def test_dead_letters_are_listed_with_reason_and_age_and_stay(
 
 
 def test_dead_letters_are_replayed_to_where_they_came_from(
-        broker: Broker, cloud: Sections, command: Run) -> None:
+    broker: Broker, cloud: Sections, command: Run
+) -> None:
     with closing(broker.amqp()) as connection:
         connection.channel().queue_declare("notifications.info")
     wanted = {POOL: cuks(2), "notifications.info": cuks(1)}
     for queue, instances in wanted.items():
-        fill(broker, DEAD, instances, queue=queue, attempts=4, reason="431", first_failure=1,
-             last_failure=2)
+        fill(
+            broker,
+            DEAD,
+            instances,
+            queue=queue,
+            attempts=4,
+            reason="431",
+            first_failure=1,
+            last_failure=2,
+        )
     assert command(cloud, "dead-letters", "--replay").returncode == 0
     assert broker.depth(DEAD).total == 0
     for queue, instances in wanted.items():
@@ -4162,7 +5147,8 @@ def test_dead_letters_are_replayed_to_where_they_came_from(
 
 
 def test_dead_letters_that_cannot_be_moved_stay(
-        broker: Broker, cloud: Sections, command: Run) -> None:
+    broker: Broker, cloud: Sections, command: Run
+) -> None:
     lost, good = cuks(2)
     fill(broker, DEAD, [lost], queue="not_there", reason="431")
     fill(broker, DEAD, [good], queue=POOL, reason="431")
@@ -4180,7 +5166,8 @@ def test_dead_letters_are_dropped(broker: Broker, cloud: Sections, command: Run)
 
 
 def test_replay_and_drop_together_are_refused(
-        broker: Broker, cloud: Sections, command: Run) -> None:
+    broker: Broker, cloud: Sections, command: Run
+) -> None:
     """What cannot be moved would be dropped."""
     fill(broker, DEAD, cuks(1), queue="not_there")
     assert command(cloud, "dead-letters", "--replay", "--drop").returncode == 2
@@ -4188,7 +5175,8 @@ def test_replay_and_drop_together_are_refused(
 
 
 def test_a_replay_that_is_killed_loses_nothing(
-        broker: Broker, cloud: Sections, command: Run) -> None:
+    broker: Broker, cloud: Sections, command: Run
+) -> None:
     letters = cuks(500)
     fill(broker, DEAD, letters, queue=POOL)
     with ListenerProcess(cloud, "dead-letters", "--replay") as replay:
@@ -4205,10 +5193,14 @@ def test_a_replay_that_is_killed_loses_nothing(
 
 # --- delete -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("addresses", "left"), [
-    ([], set()), (["10.0.0.5"], {"2001:db8::5"}), (["10.0.0.5", "2001:db8::5"], set())])
+
+@pytest.mark.parametrize(
+    ("addresses", "left"),
+    [([], set()), (["10.0.0.5"], {"2001:db8::5"}), (["10.0.0.5", "2001:db8::5"], set())],
+)
 def test_delete_takes_an_instance_or_some_of_its_addresses_out(
-        api: RoleApi, command: Run, addresses: list[str], left: set[str]) -> None:
+    api: RoleApi, command: Run, addresses: list[str], left: set[str]
+) -> None:
     (cuk,) = cuks(1)
     api.register(cuk, "10.0.0.5", "2001:db8::5")
     done = command(settings(NOBODY, api.url), "delete", cuk.upper(), *addresses)
@@ -4216,10 +5208,12 @@ def test_delete_takes_an_instance_or_some_of_its_addresses_out(
     assert api.members().get(cuk, set()) == left
 
 
-@pytest.mark.parametrize("arguments", [
-    [""], ["no-uuid"], [str(uuid.uuid4()), "10.0.0.256"], [str(uuid.uuid4()), ""]])
+@pytest.mark.parametrize(
+    "arguments", [[""], ["no-uuid"], [str(uuid.uuid4()), "10.0.0.256"], [str(uuid.uuid4()), ""]]
+)
 def test_delete_refuses_what_is_no_instance_or_address(
-        api: RoleApi, command: Run, arguments: list[str]) -> None:
+    api: RoleApi, command: Run, arguments: list[str]
+) -> None:
     done = command(settings(NOBODY, api.url), "delete", *arguments)
     assert done.returncode == 1
     assert arguments[-1] in done.stderr
@@ -4231,12 +5225,18 @@ def test_delete_takes_no_addresses_beside_those_of_the_lines(api: RoleApi, comma
     assert (done.returncode, api.requests) == (2, [])
 
 
-def test_delete_prints_the_lines_that_failed_to_be_fed_in_again(
-        api: RoleApi, command: Run) -> None:
+def test_delete_prints_the_lines_that_failed_to_be_fed_in_again(api: RoleApi, command: Run) -> None:
     good, bad = cuks(4), cuks(2)
     api.refused_cuks = set(bad)
-    lines = [good[0], f"{bad[0]} 10.0.0.5", f"{good[1]} 10.0.0.6 10.0.0.7", "no-uuid", "", bad[1],
-             *good[2:]]
+    lines = [
+        good[0],
+        f"{bad[0]} 10.0.0.5",
+        f"{good[1]} 10.0.0.6 10.0.0.7",
+        "no-uuid",
+        "",
+        bad[1],
+        *good[2:],
+    ]
     sections = settings(NOBODY, api.url, max_retries=1)
     done = command(sections, "delete", "-", given="\n".join(lines) + "\n")
     assert done.returncode == 1
@@ -4245,7 +5245,8 @@ def test_delete_prints_the_lines_that_failed_to_be_fed_in_again(
     assert api.deleted >= set(good)
     assert not api.deleted & set(bad)
     assert {request.host for request in api.requests if request.cuk == good[1]} == {
-        ("10.0.0.6", "10.0.0.7")}
+        ("10.0.0.6", "10.0.0.7")
+    }
     # And with K2HR3 well again, what it printed is what it takes
     api.refused_cuks = set()
     done = command(sections, "delete", "-", given=done.stdout.replace("no-uuid\n", ""))
@@ -4254,7 +5255,8 @@ def test_delete_prints_the_lines_that_failed_to_be_fed_in_again(
 
 
 def test_delete_spares_a_k2hr3_in_trouble_and_prints_all_that_is_left(
-        api: RoleApi, command: Run) -> None:
+    api: RoleApi, command: Run
+) -> None:
     instances = cuks(200)
     api.fault = Status(503)
     sections = settings(NOBODY, api.url, max_retries=1, retry_interval_seconds=1)
@@ -4264,14 +5266,14 @@ def test_delete_spares_a_k2hr3_in_trouble_and_prints_all_that_is_left(
     assert len(api.requests) < 20
 
 
-def test_delete_goes_on_when_a_k2hr3_in_trouble_is_well_again(
-        api: RoleApi, command: Run) -> None:
+def test_delete_goes_on_when_a_k2hr3_in_trouble_is_well_again(api: RoleApi, command: Run) -> None:
     instances = cuks(20)
     api.fault = Status(503)
 
     def repair(count: int) -> None:
         wait_until(lambda: len(api.requests) >= count, 20, "the probes")
         api.fault = None
+
     repairing = threading.Thread(target=repair, args=(5,))
     repairing.start()
     sections = settings(NOBODY, api.url, max_retries=20, retry_interval_seconds=1)
@@ -4283,6 +5285,7 @@ def test_delete_goes_on_when_a_k2hr3_in_trouble_is_well_again(
 
 # --- For people ---------------------------------------------------------------------------------
 
+
 def test_help_lists_every_command() -> None:
     done = subprocess.run([sys.executable, str(PROGRAM), "--help"], text=True, capture_output=True)
     assert done.returncode == 0
@@ -4292,26 +5295,33 @@ def test_help_lists_every_command() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_each_command_with_an_example(name: str) -> None:
-    done = subprocess.run([sys.executable, str(PROGRAM), name, "--help"], text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), name, "--help"], text=True, capture_output=True
+    )
     assert done.returncode == 0
     assert re.search(r"^example: .*k2hr3.osnl", done.stdout, re.M)
     assert len(done.stdout.splitlines()) > 8
 
 
-@pytest.mark.parametrize(("arguments", "given"), [
-    (["drain"], ""), (["dead-letters", "--replay"], ""), (["delete", "-"], "stdin")])
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [(["drain"], ""), (["dead-letters", "--replay"], ""), (["delete", "-"], "stdin")],
+)
 def test_progress_is_shown_on_a_terminal(
-        broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path, arguments: list[str],
-        given: str) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path, arguments: list[str], given: str
+) -> None:
     instances = cuks(10)
     fill(broker, DEAD if "--replay" in arguments else POOL, [] if given else instances, queue=POOL)
     api.delay = 0.15
     file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
     ours, theirs = pty.openpty()
-    done = subprocess.run([sys.executable, str(PROGRAM), "-c", str(file), *arguments], timeout=60,
-                          input="\n".join(instances if given else []).encode(), stderr=theirs,
-                          stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "-c", str(file), *arguments],
+        timeout=60,
+        input="\n".join(instances if given else []).encode(),
+        stderr=theirs,
+        stdout=subprocess.PIPE,
+    )
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):  # the end
@@ -4322,13 +5332,27 @@ def test_progress_is_shown_on_a_terminal(
     assert re.search(rb"\d+ done, \d+ left, \d+/s", shown), shown
 
 
-@pytest.mark.parametrize(("arguments", "code"), [
-    (["check"], 1), (["dump"], 1), (["emit", "neutron"], 1), (["dead-letters"], 1),
-    (["dead-letters", "--replay"], 1), (["delete", str(uuid.uuid4())], 1)])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["check"], 1),
+        (["dump"], 1),
+        (["emit", "neutron"], 1),
+        (["dead-letters"], 1),
+        (["dead-letters", "--replay"], 1),
+        (["delete", str(uuid.uuid4())], 1),
+    ],
+)
 @pytest.mark.parametrize("condition", [no_broker, wrong_password, no_queues])
 def test_an_error_is_one_line_and_an_exit_code(
-        broker: Broker, api: RoleApi, cloud: Sections, command: Run, arguments: list[str],
-        code: int, condition: Callable[..., None]) -> None:
+    broker: Broker,
+    api: RoleApi,
+    cloud: Sections,
+    command: Run,
+    arguments: list[str],
+    code: int,
+    condition: Callable[..., None],
+) -> None:
     condition(broker, api, cloud)
     api.fault = Reset()
     if condition is no_queues:
@@ -4342,14 +5366,17 @@ def test_an_error_is_one_line_and_an_exit_code(
 
 @pytest.mark.parametrize("arguments", [["dump"], ["delete", "-"], ["check"]])
 def test_ctrl_c_ends_a_command_without_a_traceback(
-        broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path,
-        arguments: list[str]) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path, arguments: list[str]
+) -> None:
     api.fault = Hang()
     cloud["k2hr3"]["timeout_seconds"] = 20
     file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
-    process = subprocess.Popen([sys.executable, str(PROGRAM), "-c", str(file), *arguments],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAM), "-c", str(file), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         assert process.stdin
         process.stdin.write(f"{cuks(1)[0]}\n".encode())
@@ -4364,12 +5391,17 @@ def test_ctrl_c_ends_a_command_without_a_traceback(
 
 
 def test_a_reader_that_has_seen_enough_ends_a_list_without_a_traceback(
-        broker: Broker, cloud: Sections, tmp_path: Path) -> None:
+    broker: Broker, cloud: Sections, tmp_path: Path
+) -> None:
     fill(broker, DEAD, cuks(100), queue=POOL, reason="x" * 200)
     file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
     done = subprocess.run(
-        f"{sys.executable} {PROGRAM} -c {file} dead-letters | head -1", shell=True, timeout=60,
-        capture_output=True, text=True)
+        f"{sys.executable} {PROGRAM} -c {file} dead-letters | head -1",
+        shell=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
@@ -4377,8 +5409,13 @@ def test_a_reader_that_has_seen_enough_ends_a_list_without_a_traceback(
 
 
 def test_delete_takes_any_bytes_on_standard_input(api: RoleApi, command: Run) -> None:
-    done = command(settings(NOBODY, api.url), "delete", "-", given=b"\xff\xfe\n",
-                   environment={"PYTHONIOENCODING": "utf-8:strict"})
+    done = command(
+        settings(NOBODY, api.url),
+        "delete",
+        "-",
+        given=b"\xff\xfe\n",
+        environment={"PYTHONIOENCODING": "utf-8:strict"},
+    )
     assert done.returncode == 1
     assert api.requests == []
 
@@ -4388,23 +5425,32 @@ def test_delete_takes_any_bytes_on_standard_input(api: RoleApi, command: Run) ->
 PASSWORD = "s3cr3t@Passw0rd"
 
 
-@pytest.mark.parametrize(("mode", "warned"), [
-    (0o600, False), (0o640, False), (0o644, True), (0o604, True)])
+@pytest.mark.parametrize(
+    ("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True), (0o604, True)]
+)
 def test_a_settings_file_that_others_can_read_is_warned_about(
-        api: RoleApi, tmp_path: Path, mode: int, warned: bool) -> None:
+    api: RoleApi, tmp_path: Path, mode: int, warned: bool
+) -> None:
     file = write_settings(tmp_path / "k2hr3_osnl.ini", settings(NOBODY, api.url))
     file.chmod(mode)
-    done = subprocess.run([sys.executable, str(PROGRAM), "-c", str(file), "check", "--json"],
-                          capture_output=True, text=True)
-    found = [row["text"] for row in json.loads(done.stdout)
-             if (row["result"], row["what"]) == ("warn", "settings")]
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "-c", str(file), "check", "--json"],
+        capture_output=True,
+        text=True,
+    )
+    found = [
+        row["text"]
+        for row in json.loads(done.stdout)
+        if (row["result"], row["what"]) == ("warn", "settings")
+    ]
     assert [text for text in found if str(file) in text] == found
     assert len(found) == warned
 
 
 @pytest.mark.parametrize("refused", [False, True])
 def test_no_password_shows_in_processes_logs_or_output(
-        broker: Broker, api: RoleApi, cloud: Sections, command: Run, refused: bool) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, command: Run, refused: bool
+) -> None:
     broker.add_user("secretive", PASSWORD + ("!" if refused else ""))
     url = broker.url("secretive", PASSWORD)
     cloud["oslo_messaging_notifications"]["transport_url"] = url
@@ -4419,16 +5465,29 @@ def test_no_password_shows_in_processes_logs_or_output(
         shown += [done.stdout, done.stderr]
     broker.delete_user("secretive")
     assert re.search("pika", shown[0]), "the libraries logged nothing"
-    assert [text for text in shown if PASSWORD in text
-            or urllib.parse.quote(PASSWORD, safe="") in text] == []
+    assert [
+        text for text in shown if PASSWORD in text or urllib.parse.quote(PASSWORD, safe="") in text
+    ] == []
 
 
-@pytest.mark.parametrize(("name", "url"), [
-    *((name, "rabbit://user:{}@host:port/") for name in COMMANDS),
-    *(("check", url) for url in ("rabbit://user:{}@/", "rabbit://user:{}@127.0.0.1:99999/",
-                                 "mysql://user:{}@host/", "rabbit://user:{}"))])
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        *((name, "rabbit://user:{}@host:port/") for name in COMMANDS),
+        *(
+            ("check", url)
+            for url in (
+                "rabbit://user:{}@/",
+                "rabbit://user:{}@127.0.0.1:99999/",
+                "mysql://user:{}@host/",
+                "rabbit://user:{}",
+            )
+        ),
+    ],
+)
 def test_a_wrong_transport_url_is_not_repeated(
-        tmp_path: Path, command: Run, url: str, name: str) -> None:
+    tmp_path: Path, command: Run, url: str, name: str
+) -> None:
     more = {"emit": ["neutron"], "delete": [str(uuid.uuid4())]}.get(name, [])
     done = command(settings(url.format("s3cr3t"), "http://127.0.0.1:1/v1/role"), name, *more)
     assert done.returncode == 78
@@ -4466,19 +5525,22 @@ def in_place(text: str, installed: Path, file: Path) -> str:
     """A command line of contrib, with the installed program and this settings file."""
     assert "/etc/k2hr3/k2hr3_osnl.ini" in text
     return text.replace("/etc/k2hr3/k2hr3_osnl.ini", str(file)).replace(
-        "/usr/local/", f"{installed}/usr/local/")
+        "/usr/local/", f"{installed}/usr/local/"
+    )
 
 
 @pytest.mark.parametrize("prefix", ["/usr/local", "/usr"])
 def test_make_install_puts_three_files_and_uninstall_leaves_the_settings(
-        tmp_path: Path, contrib: Path, prefix: str) -> None:
+    tmp_path: Path, contrib: Path, prefix: str
+) -> None:
     arguments = [f"DESTDIR={tmp_path}", *([f"PREFIX={prefix}"] if prefix != "/usr/local" else [])]
     program = tmp_path / prefix[1:] / "bin/k2hr3-osnl"
     unit = tmp_path / prefix[1:] / "lib/systemd/system/k2hr3-osnl.service"
     ini = tmp_path / "etc/k2hr3/k2hr3_osnl.ini"
     make("install", *arguments)
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")
-             if path.is_file()}
+    modes = {
+        path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()
+    }
     assert modes == {program: 0o755, unit: 0o644, ini: 0o640}
     assert f"ExecStart={prefix}/bin/k2hr3-osnl -c /etc/k2hr3/k2hr3_osnl.ini" in unit.read_text()
     # Settings that were changed are kept
@@ -4490,9 +5552,14 @@ def test_make_install_puts_three_files_and_uninstall_leaves_the_settings(
 
 
 def test_it_runs_on_the_distributions_own_packages(
-        broker: Broker, api: RoleApi, cloud: Sections, installed: Path, tmp_path: Path) -> None:
-    where = subprocess.run(["/usr/bin/python3", "-c", "import pika, urllib3; print(pika.__file__, "
-                            "urllib3.__file__)"], env=BARE, text=True, capture_output=True)
+    broker: Broker, api: RoleApi, cloud: Sections, installed: Path, tmp_path: Path
+) -> None:
+    where = subprocess.run(
+        ["/usr/bin/python3", "-c", "import pika, urllib3; print(pika.__file__, urllib3.__file__)"],
+        env=BARE,
+        text=True,
+        capture_output=True,
+    )
     assert [path.startswith("/usr/lib/python3/") for path in where.stdout.split()] == [True, True]
     file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
     program = [str(installed / "usr/local/bin/k2hr3-osnl"), "-c", str(file)]
@@ -4505,13 +5572,21 @@ def test_it_runs_on_the_distributions_own_packages(
 
 
 def test_uv_runs_the_bare_file(
-        broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, tmp_path: Path
+) -> None:
     shutil.copy(PROGRAM, tmp_path)
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "uv"), "run", PROGRAM.name, "check"], cwd=tmp_path,
-        env={**index_environment(), "UV_PYTHON": sys.executable,
-             "OS_OSLO_MESSAGING_NOTIFICATIONS__TRANSPORT_URL": broker.url(),
-             "OS_K2HR3__API_URL": api.url}, capture_output=True, text=True)
+        [str(Path(sys.executable).parent / "uv"), "run", PROGRAM.name, "check"],
+        cwd=tmp_path,
+        env={
+            **index_environment(),
+            "UV_PYTHON": sys.executable,
+            "OS_OSLO_MESSAGING_NOTIFICATIONS__TRANSPORT_URL": broker.url(),
+            "OS_K2HR3__API_URL": api.url,
+        },
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search("^ok +Role API", done.stdout, re.M)
     assert [request.method for request in api.requests] == ["DELETE"]
@@ -4519,21 +5594,35 @@ def test_uv_runs_the_bare_file(
 
 def unit_options(unit: Path) -> dict[str, str]:
     """The options of a unit file, the last of each name."""
-    return dict(line.split("=", 1) for line in unit.read_text().splitlines()
-                if "=" in line and not line.startswith("#"))
+    return dict(
+        line.split("=", 1)
+        for line in unit.read_text().splitlines()
+        if "=" in line and not line.startswith("#")
+    )
 
 
 def test_systemd_accepts_the_unit_and_calls_it_well_confined(
-        installed: Path, contrib: Path, tmp_path: Path) -> None:
+    installed: Path, contrib: Path, tmp_path: Path
+) -> None:
     unit = tmp_path / "k2hr3-osnl.service"
     source = (installed / "usr/local/lib/systemd/system/k2hr3-osnl.service").read_text()
     unit.write_text(in_place(source, installed, Path("/etc/k2hr3/k2hr3_osnl.ini")))
-    verified = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)],
-                              capture_output=True, text=True)
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True
+    )
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
     security = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20",
-         str(unit)], capture_output=True, text=True)
+        [
+            "systemd-analyze",
+            "security",
+            "--offline=true",
+            "--no-pager",
+            "--threshold=20",
+            str(unit),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert security.returncode == 0, security.stdout
 
 
@@ -4546,7 +5635,8 @@ def test_the_stop_time_outs_fit_timeout_seconds(contrib: Path) -> None:
 
 
 def test_the_units_command_speaks_the_notify_protocol(
-        broker: Broker, api: RoleApi, cloud: Sections, installed: Path, tmp_path: Path) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, installed: Path, tmp_path: Path
+) -> None:
     unit = unit_options(installed / "usr/local/lib/systemd/system/k2hr3-osnl.service")
     assert unit["Type"] == "notify"
     file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
@@ -4555,9 +5645,14 @@ def test_the_units_command_speaks_the_notify_protocol(
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(15)
         process = subprocess.Popen(
-            command_line, stderr=subprocess.DEVNULL,
-            env={**BARE, "NOTIFY_SOCKET": str(tmp_path / "notify"),
-                 "WATCHDOG_USEC": f"{unit['WatchdogSec']}000000"})
+            command_line,
+            stderr=subprocess.DEVNULL,
+            env={
+                **BARE,
+                "NOTIFY_SOCKET": str(tmp_path / "notify"),
+                "WATCHDOG_USEC": f"{unit['WatchdogSec']}000000",
+            },
+        )
         try:
             received = [manager.recv(4096).decode()]
             while "listening" not in received[-1]:
@@ -4581,31 +5676,43 @@ def test_the_units_command_speaks_the_notify_protocol(
 
 
 def test_supervisord_starts_it_restarts_it_and_stops_it_in_order(
-        broker: Broker, api: RoleApi, cloud: Sections, installed: Path, contrib: Path,
-        tmp_path: Path) -> None:
+    broker: Broker, api: RoleApi, cloud: Sections, installed: Path, contrib: Path, tmp_path: Path
+) -> None:
     # Given: a supervisord with our program
     file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
     log = tmp_path / "k2hr3-osnl.log"
     program = in_place((contrib / "supervisord.conf").read_text(), installed, file).replace(
-        "/var/log/supervisor/k2hr3-osnl.log", str(log))
+        "/var/log/supervisor/k2hr3-osnl.log", str(log)
+    )
     conf = tmp_path / "supervisord.conf"
     conf.write_text(
         f"[supervisord]\nnodaemon=true\nlogfile={tmp_path}/log\npidfile={tmp_path}/pid\n"
         f"childlogdir={tmp_path}\n[unix_http_server]\nfile={tmp_path}/socket\n"
         "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory = "
         "supervisor.rpcinterface:make_main_rpcinterface\n"
-        f"[supervisorctl]\nserverurl=unix://{tmp_path}/socket\n{program}")
+        f"[supervisorctl]\nserverurl=unix://{tmp_path}/socket\n{program}"
+    )
 
     def ctl(*arguments: str) -> str:
-        return subprocess.run(["/usr/bin/supervisorctl", "-c", str(conf), *arguments], env=BARE,
-                              text=True, stdout=subprocess.PIPE, check=False).stdout
+        return subprocess.run(
+            ["/usr/bin/supervisorctl", "-c", str(conf), *arguments],
+            env=BARE,
+            text=True,
+            stdout=subprocess.PIPE,
+            check=False,
+        ).stdout
 
     def running_besides(pid: int) -> int:
         found = re.search(r"RUNNING +pid (\d+)", ctl("status", "k2hr3-osnl"))
         return int(found[1]) if found and int(found[1]) != pid else 0
 
-    daemon = subprocess.Popen(["/usr/bin/supervisord", "-c", str(conf)], env=BARE, cwd=tmp_path,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    daemon = subprocess.Popen(
+        ["/usr/bin/supervisord", "-c", str(conf)],
+        env=BARE,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         # When it is killed, supervisord starts it again, and it does its work
         first = wait_until(lambda: running_besides(0), 20, "the program under supervisord")
@@ -4629,11 +5736,18 @@ def test_supervisord_starts_it_restarts_it_and_stops_it_in_order(
 
 @pytest.mark.parametrize("lock", [True, False], ids=["lock", "no-lock"])
 def test_the_cron_line_run_twice_at_once_is_harmless(
-        broker: Broker, api: RoleApi, cloud: Sections, installed: Path, contrib: Path,
-        tmp_path: Path, lock: bool) -> None:
+    broker: Broker,
+    api: RoleApi,
+    cloud: Sections,
+    installed: Path,
+    contrib: Path,
+    tmp_path: Path,
+    lock: bool,
+) -> None:
     file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
-    (line,) = [line for line in (contrib / "crontab").read_text().splitlines()
-               if not line.startswith("#")]
+    (line,) = [
+        line for line in (contrib / "crontab").read_text().splitlines() if not line.startswith("#")
+    ]
     assert "%" not in line  # which cron takes for the end of a line
     when, text = re.fullmatch(r"((?:\S+ ){5})(.*)", line).groups()  # type: ignore[union-attr]
     assert when == "*/5 * * * * "
@@ -4645,8 +5759,16 @@ def test_the_cron_line_run_twice_at_once_is_harmless(
     fill(broker, POOL, fresh)
     fill(broker, RETRY, waiting, queue=POOL, attempts=1, first_failure=1, last_failure=1)
     api.delay = 0.05
-    both = [subprocess.Popen(["/bin/sh", "-c", text], env=BARE, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            ["/bin/sh", "-c", text],
+            env=BARE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     output = [each.communicate(timeout=60)[0] for each in both]
     # Cron mails what is written
     assert output == ["", ""]
@@ -4656,10 +5778,12 @@ def test_the_cron_line_run_twice_at_once_is_harmless(
 
 
 def test_the_containers_command_runs_on_the_packages_it_installs(
-        api: RoleApi, contrib: Path, installed: Path, tmp_path: Path) -> None:
+    api: RoleApi, contrib: Path, installed: Path, tmp_path: Path
+) -> None:
     """Without a container: pulling an image takes a registry."""
-    lines = dict(line.split(" ", 1)[::1] for line in (contrib / "Containerfile").read_text(
-        ).splitlines())
+    lines = dict(
+        line.split(" ", 1)[::1] for line in (contrib / "Containerfile").read_text().splitlines()
+    )
     assert len(lines) == 6
     source, target = lines["COPY"].split()[-2:]
     assert ROOT / source == PROGRAM
@@ -4679,9 +5803,11 @@ def test_the_containers_command_runs_on_the_packages_it_installs(
 
 # --- Alerts -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("arguments", [
-    ["check", "rules", "prometheus-alerts.yml"],
-    ["test", "rules", "prometheus-alerts-test.yml"]])
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "rules", "prometheus-alerts.yml"], ["test", "rules", "prometheus-alerts-test.yml"]],
+)
 def test_promtool_is_content_with_the_alerts(contrib: Path, arguments: list[str]) -> None:
     done = subprocess.run(["promtool", *arguments], cwd=contrib, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -4692,47 +5818,70 @@ def prometheus(broker: Broker, contrib: Path, tmp_path: Path) -> Iterator[Callab
     """Starts a Prometheus with our rules, and asks its API; both ways to have figures of queues."""
     process: subprocess.Popen[bytes] | None = None
     address = f"127.0.0.1:{free_port()}"
-    (tmp_path / "prometheus.yml").write_text(json.dumps({
-        "global": {"scrape_interval": "300ms", "evaluation_interval": "300ms"},
-        "rule_files": [str(contrib / "prometheus-alerts.yml")],
-        "scrape_configs": [
-            {"job_name": job, "metrics_path": path, "params": parameters,
-             "static_configs": [{"targets": [f"127.0.0.1:{broker.prometheus_port}"]}]}
-            for job, path, parameters in (
-                ("all", "/metrics/per-object", {}),
-                ("few", "/metrics/detailed", {"family": ["queue_coarse_metrics",
-                                                         "queue_consumer_count"]}))]}))
+    (tmp_path / "prometheus.yml").write_text(
+        json.dumps(
+            {
+                "global": {"scrape_interval": "300ms", "evaluation_interval": "300ms"},
+                "rule_files": [str(contrib / "prometheus-alerts.yml")],
+                "scrape_configs": [
+                    {
+                        "job_name": job,
+                        "metrics_path": path,
+                        "params": parameters,
+                        "static_configs": [{"targets": [f"127.0.0.1:{broker.prometheus_port}"]}],
+                    }
+                    for job, path, parameters in (
+                        ("all", "/metrics/per-object", {}),
+                        (
+                            "few",
+                            "/metrics/detailed",
+                            {"family": ["queue_coarse_metrics", "queue_consumer_count"]},
+                        ),
+                    )
+                ],
+            }
+        )
+    )
 
     def ask(path: str) -> Any:
         nonlocal process
         process = process or subprocess.Popen(
-            ["prometheus", f"--config.file={tmp_path}/prometheus.yml",
-             f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address={address}"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                "prometheus",
+                f"--config.file={tmp_path}/prometheus.yml",
+                f"--storage.tsdb.path={tmp_path}/data",
+                f"--web.listen-address={address}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         with closing(http.client.HTTPConnection(address, timeout=10)) as connection:
             connection.request("GET", f"/api/v1/{path}")
             return json.loads(connection.getresponse().read())["data"]
+
     yield ask
     if process:
         process.terminate()
         process.wait(20)
 
 
-ALERTS = ("K2hr3OsnlNoConsumer", "K2hr3OsnlQueueGrows", "K2hr3OsnlRetries",
-          "K2hr3OsnlDeadLetters")
+ALERTS = ("K2hr3OsnlNoConsumer", "K2hr3OsnlQueueGrows", "K2hr3OsnlRetries", "K2hr3OsnlDeadLetters")
 
 
 @pytest.mark.parametrize(("alert", "queue"), list(zip(ALERTS, (POOL, POOL, RETRY, DEAD))))
 def test_an_alert_is_raised_by_its_condition_only(
-        broker: Broker, cloud: Sections, prometheus: Callable[[str], Any], alert: str,
-        queue: str) -> None:
+    broker: Broker, cloud: Sections, prometheus: Callable[[str], Any], alert: str, queue: str
+) -> None:
     def raised() -> dict[str, set[str]]:
         """By each rule that was evaluated: the jobs for whose figures its expression holds."""
         rules = prometheus("rules")["groups"][0]["rules"]
         assert [rule["name"] for rule in rules] == list(ALERTS)
         assert {rule["health"] for rule in rules} == {"ok"}
-        return {rule["name"]: {each["labels"].get("job", "absent") for each in rule["alerts"]}
-                for rule in rules if rule["alerts"]}
+        return {
+            rule["name"]: {each["labels"].get("job", "absent") for each in rule["alerts"]}
+            for rule in rules
+            if rule["alerts"]
+        }
 
     def figures(wanted: Callable[[float], bool]) -> bool:
         query = f'{{__name__=~"rabbitmq_(detailed_)?queue_messages", queue="{queue}"}}'

@@ -174,14 +174,23 @@ class Bench:
     def __init__(self, quick: bool, program: Path, predecessor: str) -> None:
         self.scale = 0.3 if quick else 1.0
         self.quick, self.predecessor = quick, predecessor
-        self.driver = "" if program == PROGRAM else (
-            f"import sys; sys.path.insert(0, {str(program.parent)!r}); "
-            "import k2hr3_osnl; sys.exit(k2hr3_osnl.main())")
+        self.driver = (
+            ""
+            if program == PROGRAM
+            else (
+                f"import sys; sys.path.insert(0, {str(program.parent)!r}); "
+                "import k2hr3_osnl; sys.exit(k2hr3_osnl.main())"
+            )
+        )
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Bench]:
-        with Broker() as self.broker, Api() as self.api, nginx() as self.nginx_url, \
-                contextlib.closing(self.broker.amqp()) as self.connection:
+        with (
+            Broker() as self.broker,
+            Api() as self.api,
+            nginx() as self.nginx_url,
+            contextlib.closing(self.broker.amqp()) as self.connection,
+        ):
             self.channel = self.connection.channel()
             self.prepare()
             yield self
@@ -196,16 +205,20 @@ class Bench:
             neutron.notify("port.delete.end", port(cuk, ["10.0.0.5"]))
         messages = self.broker.messages(QUEUE, take=True)
         self.properties = messages[0].properties
-        self.noise, self.deletion = (re.sub(rb'(_unique_id\W+)\w{32}', rb"\g<1>" + UNIQUE,
-                                            message.body) for message in messages)
+        self.noise, self.deletion = (
+            re.sub(rb"(_unique_id\W+)\w{32}", rb"\g<1>" + UNIQUE, message.body)
+            for message in messages
+        )
 
     def own_pace(self) -> str:
         """How well the API keeps its 20 ms, so that nobody takes its limit for ours."""
         self.api.begin(0.02)
         request = b"DELETE / HTTP/1.1\r\n\r\n"
         with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(socket.create_connection(
-                (self.api.host, self.api.port))) for _ in range(64)]
+            clients = [
+                stack.enter_context(socket.create_connection((self.api.host, self.api.port)))
+                for _ in range(64)
+            ]
             began = time.monotonic()
             for _ in range(20):
                 clients[0].sendall(request)
@@ -228,8 +241,11 @@ class Bench:
     def start(self, side: str, api_url: str, **more: object) -> ListenerProcess:
         """A listener, to be started by its context; `more` are options of any section."""
         source: dict[str, object] = {"transport_url": self.broker.url()}
-        k2hr3: dict[str, object] = {"api_url": api_url, "timeout_seconds": 10,
-                                    "retry_interval_seconds": 5}
+        k2hr3: dict[str, object] = {
+            "api_url": api_url,
+            "timeout_seconds": 10,
+            "retry_interval_seconds": 5,
+        }
         for name, value in more.items():
             (source if name in ("event_type", "publisher_id") else k2hr3)[name] = value
         sections: Sections = {"oslo_messaging_notifications": source, "k2hr3": k2hr3}
@@ -238,8 +254,11 @@ class Bench:
         k2hr3.pop("concurrency", None)  # it has none: 64 threads
         # PYTHONPATH would give it our module of the same name
         return ListenerProcess(
-            sections, python=self.predecessor, environment={"PYTHONPATH": ""},
-            driver="import k2hr3_osnl; k2hr3_osnl.main()")
+            sections,
+            python=self.predecessor,
+            environment={"PYTHONPATH": ""},
+            driver="import k2hr3_osnl; k2hr3_osnl.main()",
+        )
 
     def deletion_of(self, cuk: bytes) -> bytes:
         return self.deletion.replace(TEMPLATE, cuk)
@@ -271,12 +290,26 @@ class Bench:
     def ready(self, queue: str) -> int:
         return int(self.channel.queue_declare(queue, passive=True).method.message_count)
 
-    def loop(self, loop: str, warm: int, count: int, api_url: str = "",
-             queue: str = QUEUE) -> Sample:
+    def loop(
+        self, loop: str, warm: int, count: int, api_url: str = "", queue: str = QUEUE
+    ) -> Sample:
         """One of lab.bench_limits."""
         done = subprocess.run(
-            [sys.executable, "-m", "lab.bench_limits", loop, self.amqp_url(), queue, str(warm),
-             str(count), api_url], cwd=PROGRAM.parent, check=True, stdout=subprocess.PIPE)
+            [
+                sys.executable,
+                "-m",
+                "lab.bench_limits",
+                loop,
+                self.amqp_url(),
+                queue,
+                str(warm),
+                str(count),
+                api_url,
+            ],
+            cwd=PROGRAM.parent,
+            check=True,
+            stdout=subprocess.PIPE,
+        )
         found = json.loads(done.stdout)
         return {"rate": count / found["seconds"], "cpu": found["cpu"] / count * 1e6}
 
@@ -285,8 +318,16 @@ class Bench:
 
     # Rows
 
-    def throughput(self, side: str, bodies: Callable[[int], Iterable[bytes]], warm: int,
-                   count: int, loop: str, fast_api: bool, **options: object) -> Sample:
+    def throughput(
+        self,
+        side: str,
+        bodies: Callable[[int], Iterable[bytes]],
+        warm: int,
+        count: int,
+        loop: str,
+        fast_api: bool,
+        **options: object,
+    ) -> Sample:
         """Notifications a second, and CPU microseconds each."""
         warm, count = self.count(warm), self.count(count)
         api_url = self.nginx_url if fast_api else self.api.url
@@ -298,8 +339,11 @@ class Bench:
         with self.start(side, api_url, **options) as listener:
             process, end = psutil.Process(listener.process.pid), time.monotonic() + PATIENCE
             while not seen or seen[-1][0]:
-                left, now, used = self.broker.depth(QUEUE).total, time.monotonic(), (
-                    process.cpu_times())
+                left, now, used = (
+                    self.broker.depth(QUEUE).total,
+                    time.monotonic(),
+                    (process.cpu_times()),
+                )
                 seen.append((left, now, used.user + used.system))
                 if now > end:
                     raise AssertionError(f"{left} messages left:\n{listener.log[-3000:]}")
@@ -333,8 +377,9 @@ class Bench:
         self.api.begin()
         with contextlib.ExitStack() as stack:
             if side == "limit":
-                looping = threading.Thread(target=self.loop, args=(
-                    "delete", 0, count, self.api.url))
+                looping = threading.Thread(
+                    target=self.loop, args=("delete", 0, count, self.api.url)
+                )
                 looping.start()
                 stack.callback(looping.join)
             else:
@@ -347,7 +392,7 @@ class Bench:
                 sent[cuk] = time.monotonic()
                 self.publish(self.deletion_of(cuk))
             wait_until(lambda: len(self.api.arrivals) == count, PATIENCE, "deletions")
-        waits = sorted(self.api.arrivals[cuk] - sent[cuk] for cuk in list(sent)[count // 10:])
+        waits = sorted(self.api.arrivals[cuk] - sent[cuk] for cuk in list(sent)[count // 10 :])
         return {f"p{part}": waits[len(waits) * part // 100] * 1e3 for part in (50, 99)}
 
     def consumers(self) -> int:
@@ -359,8 +404,11 @@ class Bench:
         self.api.begin()
         began = time.monotonic()
         if side == "limit":
-            command = [sys.executable, "-c", "import pika, urllib3; print(flush=True); "
-                       "import sys; sys.stdin.read()"]
+            command = [
+                sys.executable,
+                "-c",
+                "import pika, urllib3; print(flush=True); import sys; sys.stdin.read()",
+            ]
             with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as bare:
                 assert bare.stdout
                 bare.stdout.readline()
@@ -368,8 +416,10 @@ class Bench:
         with self.start(side, self.api.url) as process:
             wait_until(lambda: self.api.arrivals, PATIENCE, "the first DELETE")
             time.sleep(1)  # what it does after the first one, too
-            return {"seconds": next(iter(self.api.arrivals.values())) - began,
-                    "idle": _megabytes(process.process.pid)}
+            return {
+                "seconds": next(iter(self.api.arrivals.values())) - began,
+                "idle": _megabytes(process.process.pid),
+            }
 
     def backlog(self, side: str) -> Sample:
         """The most MB resident in the first 20 s (quick: 6 s) of a long backlog."""
@@ -401,8 +451,16 @@ class Bench:
     def installed(self, side: str) -> Sample:
         """Packages and MB; of ours those it declares, which need no others."""
         wanted = "" if side == "predecessor" else "pika urllib3"
-        done = subprocess.run([self.predecessor if side == "predecessor" else sys.executable,
-                               "-c", INSTALLED, wanted], check=True, stdout=subprocess.PIPE)
+        done = subprocess.run(
+            [
+                self.predecessor if side == "predecessor" else sys.executable,
+                "-c",
+                INSTALLED,
+                wanted,
+            ],
+            check=True,
+            stdout=subprocess.PIPE,
+        )
         found: Sample = json.loads(done.stdout)
         return found
 
@@ -410,43 +468,79 @@ class Bench:
         noise: Any = partial(repeat, self.noise)
         skip_decoded = {"event_type": ".*", "publisher_id": "^nobody$"}
 
-        def throughput(bodies: Any, count: int, less: int, loop: str, fast_api: bool = True,
-                       **options: object) -> dict[str, Measure]:
-            return {side: partial(self.throughput, side, bodies, most // 10, most, loop, fast_api,
-                                  **options)
-                    for side, most in (("ours", count), ("predecessor", less), ("limit", count))}
+        def throughput(
+            bodies: Any, count: int, less: int, loop: str, fast_api: bool = True, **options: object
+        ) -> dict[str, Measure]:
+            return {
+                side: partial(
+                    self.throughput, side, bodies, most // 10, most, loop, fast_api, **options
+                )
+                for side, most in (("ours", count), ("predecessor", less), ("limit", count))
+            }
 
         def sides(measure: Callable[[str], Sample], *names: str) -> dict[str, Measure]:
-            return {name: partial(measure, name)
-                    for name in names or ("ours", "predecessor", "limit")}
+            return {
+                name: partial(measure, name) for name in names or ("ours", "predecessor", "limit")
+            }
 
         def steady(listeners: int, concurrency: int, count: int) -> dict[str, Measure]:
-            return sides(lambda side: self.steady(
-                side, listeners, concurrency, count if side == "ours" else 3000))
+            return sides(
+                lambda side: self.steady(
+                    side, listeners, concurrency, count if side == "ours" else 3000
+                )
+            )
 
-        deletes = (Target("rate", "predecessor", 2.5, gate=1.5),
-                   Target("cpu", "predecessor", 0.4, most=True), Target("rate", "limit", 0.55))
+        deletes = (
+            Target("rate", "predecessor", 2.5, gate=1.5),
+            Target("cpu", "predecessor", 0.4, most=True),
+            Target("rate", "limit", 0.55),
+        )
         in_time = (Target("rate", "limit", 0.9),)
         return [
-            Row("skip", throughput(noise, 60_000, 8_000, "skip", False), (
-                Target("rate", "predecessor", 9, gate=5),
-                Target("cpu", "predecessor", 0.1, most=True), Target("rate", "limit", 0.75))),
-            Row("skip, all decoded", throughput(noise, 30_000, 8_000, "decode", False,
-                                                **skip_decoded)),
-            *(Row(f"delete, concurrency {concurrency}", throughput(
-                self.deletions, 8_000, 3_000, "delete", concurrency=concurrency), deletes)
-              for concurrency in (1, 4)),
+            Row(
+                "skip",
+                throughput(noise, 60_000, 8_000, "skip", False),
+                (
+                    Target("rate", "predecessor", 9, gate=5),
+                    Target("cpu", "predecessor", 0.1, most=True),
+                    Target("rate", "limit", 0.75),
+                ),
+            ),
+            Row(
+                "skip, all decoded",
+                throughput(noise, 30_000, 8_000, "decode", False, **skip_decoded),
+            ),
+            *(
+                Row(
+                    f"delete, concurrency {concurrency}",
+                    throughput(self.deletions, 8_000, 3_000, "delete", concurrency=concurrency),
+                    deletes,
+                )
+                for concurrency in (1, 4)
+            ),
             Row("mixed, 1 in 50", throughput(self.mixture, 40_000, 8_000, "mixed")),
-            *(Row(f"API 20 ms, concurrency {concurrency}", steady(1, concurrency, count), in_time)
-              for concurrency, count in ((1, 500), (4, 1500), (16, 4000))),
-            *(Row(f"API 20 ms, listeners {listeners}", steady(listeners, 4, 1500 * listeners))
-              for listeners in (1, 2, 4)),
+            *(
+                Row(f"API 20 ms, concurrency {concurrency}", steady(1, concurrency, count), in_time)
+                for concurrency, count in ((1, 500), (4, 1500), (16, 4000))
+            ),
+            *(
+                Row(f"API 20 ms, listeners {listeners}", steady(listeners, 4, 1500 * listeners))
+                for listeners in (1, 2, 4)
+            ),
             Row("latency", sides(self.latency), (Target("p99", "", 10, most=True),)),
-            Row("start to first DELETE", sides(self.start_up), (
-                Target("seconds", "predecessor", 0.5, most=True),
-                Target("idle", "", 38, most=True))),
-            Row(f"backlog of {self.count(200_000):,}", sides(self.backlog, "ours", "predecessor"),
-                (Target("most", "", 38, most=True),)),
+            Row(
+                "start to first DELETE",
+                sides(self.start_up),
+                (
+                    Target("seconds", "predecessor", 0.5, most=True),
+                    Target("idle", "", 38, most=True),
+                ),
+            ),
+            Row(
+                f"backlog of {self.count(200_000):,}",
+                sides(self.backlog, "ours", "predecessor"),
+                (Target("most", "", 38, most=True),),
+            ),
             Row("to the retry queue", sides(self.moving, "ours", "limit")),
             Row("installed", sides(self.installed, "ours", "predecessor")),
         ]
@@ -474,9 +568,17 @@ def _megabytes(pid: int) -> float:
 # What comes out
 
 #: metric -> its unit, and digits after the point
-UNITS = {"rate": ("/s", 0), "cpu": ("µs", 0), "p50": ("ms p50", 1), "p99": ("ms p99", 1),
-         "seconds": ("s", 2), "idle": ("MB idle", 1), "most": ("MB", 1),
-         "packages": ("packages", 0), "size": ("MB", 1)}
+UNITS = {
+    "rate": ("/s", 0),
+    "cpu": ("µs", 0),
+    "p50": ("ms p50", 1),
+    "p99": ("ms p99", 1),
+    "seconds": ("s", 2),
+    "idle": ("MB idle", 1),
+    "most": ("MB", 1),
+    "packages": ("packages", 0),
+    "size": ("MB", 1),
+}
 #: row -> side -> metric -> its value in each round
 Results = dict[str, dict[str, dict[str, list[float]]]]
 
@@ -496,27 +598,38 @@ def cell(metrics: dict[str, list[float]]) -> str:
     parts = []
     for metric, values in metrics.items():
         unit, digits = UNITS[metric]
-        low, middle, high = (f"{value:,.{digits}f}" for value in (
-            min(values), statistics.median(values), max(values)))
+        low, middle, high = (
+            f"{value:,.{digits}f}"
+            for value in (min(values), statistics.median(values), max(values))
+        )
         parts.append(f"{middle} {unit}" + (f" ({low} to {high})" if low != high else ""))
     return ", ".join(parts)
 
 
 def table(rows: list[Row], results: Results) -> str:
-    lines = ["| | ours | k2hr3-osnl 1.0.8 | limit | ours / 1.0.8 | ours / limit | target |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | ours | k2hr3-osnl 1.0.8 | limit | ours / 1.0.8 | ours / limit | target |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         sides = results[row.name]
         cells = [cell(sides.get(side, {})) for side in ("ours", "predecessor", "limit")]
         for of in ("predecessor", "limit"):
-            cells.append(", ".join(
-                f"{ratio(sides, Target(metric, of, 0)):.2f} {UNITS[metric][0]}"
-                for metric in sides["ours"] if metric in sides.get(of, {})))
-        cells.append("; ".join(
-            f"{UNITS[target.metric][0]} {'at most' if target.most else 'at least'} "
-            f"{target.bound:g}{' of ' + target.of if target.of else ''}: "
-            f"{'met' if met(ratio(sides, target), target) else 'NOT met'}"
-            for target in row.targets))
+            cells.append(
+                ", ".join(
+                    f"{ratio(sides, Target(metric, of, 0)):.2f} {UNITS[metric][0]}"
+                    for metric in sides["ours"]
+                    if metric in sides.get(of, {})
+                )
+            )
+        cells.append(
+            "; ".join(
+                f"{UNITS[target.metric][0]} {'at most' if target.most else 'at least'} "
+                f"{target.bound:g}{' of ' + target.of if target.of else ''}: "
+                f"{'met' if met(ratio(sides, target), target) else 'NOT met'}"
+                for target in row.targets
+            )
+        )
         lines.append(f"| {' | '.join([row.name, *cells])} |")
     return "\n".join(lines)
 
@@ -524,8 +637,10 @@ def table(rows: list[Row], results: Results) -> str:
 def scaling(results: Results) -> str:
     one, four = (results[f"API 20 ms, listeners {count}"]["ours"]["rate"] for count in (1, 4))
     factor = statistics.median(b / a for a, b in zip(one, four))
-    return (f"Four listeners are {factor:.2f} times one (target at least 3.6: "
-            f"{'met' if factor >= 3.6 else 'NOT met'}).")
+    return (
+        f"Four listeners are {factor:.2f} times one (target at least 3.6: "
+        f"{'met' if factor >= 3.6 else 'NOT met'})."
+    )
 
 
 def plot(results: Results, file: str) -> None:
@@ -536,17 +651,27 @@ def plot(results: Results, file: str) -> None:
     from matplotlib import pyplot  # type: ignore
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6))
-    for axis, what, counts in ((axes[0], "concurrency", (1, 4, 16)),
-                               (axes[1], "listeners", (1, 2, 4))):
-        for side, label, style in (("limit", "concurrency / 20 ms", "k:"),
-                                   ("ours", "k2hr3_osnl", "o-")):
+    for axis, what, counts in (
+        (axes[0], "concurrency", (1, 4, 16)),
+        (axes[1], "listeners", (1, 2, 4)),
+    ):
+        for side, label, style in (
+            ("limit", "concurrency / 20 ms", "k:"),
+            ("ours", "k2hr3_osnl", "o-"),
+        ):
             values = [results[f"API 20 ms, {what} {count}"][side]["rate"] for count in counts]
             middle = [statistics.median(each) for each in values]
-            spread = [[m - min(v) for m, v in zip(middle, values)],
-                      [max(v) - m for m, v in zip(middle, values)]]
+            spread = [
+                [m - min(v) for m, v in zip(middle, values)],
+                [max(v) - m for m, v in zip(middle, values)],
+            ]
             axis.errorbar(counts, middle, spread, fmt=style, label=label, capsize=3)
-        axis.set(xlabel=what + (" (each with concurrency 4)" if what == "listeners" else ""),
-                 ylabel="deletions/s, API taking 20 ms", xticks=counts, ylim=0)
+        axis.set(
+            xlabel=what + (" (each with concurrency 4)" if what == "listeners" else ""),
+            ylabel="deletions/s, API taking 20 ms",
+            xticks=counts,
+            ylim=0,
+        )
         axis.legend()
     figure.tight_layout()
     figure.savefig(file, dpi=120)
@@ -554,9 +679,11 @@ def plot(results: Results, file: str) -> None:
 
 def machine(busy: list[float]) -> str:
     """What it ran on, and how much of it others used."""
-    return (f"{psutil.cpu_count()} cores of {platform.machine()}, Python "
-            f"{platform.python_version()}, {min(busy):.0f} to {max(busy):.0f} % of them used by "
-            "others before each round")
+    return (
+        f"{psutil.cpu_count()} cores of {platform.machine()}, Python "
+        f"{platform.python_version()}, {min(busy):.0f} to {max(busy):.0f} % of them used by "
+        "others before each round"
+    )
 
 
 def measure(rows: list[Row], rounds: int, quick: bool, busy: list[float]) -> Results:
@@ -574,24 +701,37 @@ def measure(rows: list[Row], rounds: int, quick: bool, busy: list[float]) -> Res
                 began = time.monotonic()
                 for metric, value in measured().items():
                     results[row.name][side][metric].append(value)
-                print(f"round {number + 1}/{rounds}, {time.monotonic() - began:3.0f} s  {row.name}"
-                      f", {side}: " + cell({metric: values[-1:] for metric, values in
-                                            results[row.name][side].items()}),
-                      file=sys.stderr, flush=True)
+                print(
+                    f"round {number + 1}/{rounds}, {time.monotonic() - began:3.0f} s  {row.name}"
+                    f", {side}: "
+                    + cell(
+                        {metric: values[-1:] for metric, values in results[row.name][side].items()}
+                    ),
+                    file=sys.stderr,
+                    flush=True,
+                )
     return results
 
 
 def too_slow(rows: list[Row], results: Results) -> list[str]:
     """What falls under the least that --quick insists on."""
-    return [f"{row.name}: {ratio(results[row.name], target):.1f} times the {target.of}, "
-            f"at least {target.gate:g} wanted" for row in rows for target in row.targets
-            if target.gate and ratio(results[row.name], target) < target.gate]
+    return [
+        f"{row.name}: {ratio(results[row.name], target):.1f} times the {target.of}, "
+        f"at least {target.gate:g} wanted"
+        for row in rows
+        for target in row.targets
+        if target.gate and ratio(results[row.name], target) < target.gate
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="lab.bench", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a third of everything, one round, "
-                        "three of skip and delete; exit code 1 only where those are far too slow")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a third of everything, one round, "
+        "three of skip and delete; exit code 1 only where those are far too slow",
+    )
     parser.add_argument("--rounds", type=int, default=0, help="5, or 3 with --quick")
     parser.add_argument("--json", action="store_true", help="every value instead of the table")
     parser.add_argument("--plot", metavar="FILE", help="draw rates, a PNG or SVG")
@@ -606,8 +746,9 @@ def main() -> int:
     with bench.running():
         pace = bench.own_pace()
         rows = [row for row in bench.rows() if arguments.only in row.name]
-        results = measure(rows, arguments.rounds or (3 if arguments.quick else 5),
-                          arguments.quick, busy)
+        results = measure(
+            rows, arguments.rounds or (3 if arguments.quick else 5), arguments.quick, busy
+        )
     where = f"{machine(busy)}; {pace}"
     if arguments.json:
         print(json.dumps({"machine": where, "rows": results}, indent=1))

@@ -31,9 +31,13 @@ def decode(body: bytes) -> dict[str, Any]:
 def delete(pool: urllib3.HTTPConnectionPool, path: str, body: bytes) -> None:
     """Both layers of JSON and a DELETE."""
     port = decode(body)["payload"]["port"]
-    query = urllib.parse.urlencode({
-        "extra": "openstack-auto-v1", "cuk": port["device_id"],
-        "host": json.dumps([address["ip_address"] for address in port["fixed_ips"]])})
+    query = urllib.parse.urlencode(
+        {
+            "extra": "openstack-auto-v1",
+            "cuk": port["device_id"],
+            "host": json.dumps([address["ip_address"] for address in port["fixed_ips"]]),
+        }
+    )
     pool.urlopen("DELETE", f"{path}?{query}")
 
 
@@ -43,8 +47,9 @@ def mixed(work: Work, body: bytes) -> None:
         work(body)
 
 
-def consume(connection: pika.BlockingConnection, queue: str, warm: int, count: int,
-            work: Work) -> dict[str, float]:
+def consume(
+    connection: pika.BlockingConnection, queue: str, warm: int, count: int, work: Work
+) -> dict[str, float]:
     """`work` on each message of a queue, one ack for a batch."""
     channel = connection.channel()
     channel.basic_qos(prefetch_count=PREFETCH)
@@ -80,11 +85,20 @@ def main(loop: str, url: str, queue: str, warm: str, count: str, api_url: str = 
     api = urllib.parse.urlsplit(api_url)
     pool = urllib3.HTTPConnectionPool(api.hostname or "localhost", api.port)
     one: Work = partial(delete, pool, api.path)
-    works: dict[str, Work] = {"skip": lambda body: None, "decode": decode, "delete": one,
-                              "mixed": partial(mixed, one)}
+    works: dict[str, Work] = {
+        "skip": lambda body: None,
+        "decode": decode,
+        "delete": one,
+        "mixed": partial(mixed, one),
+    }
     connection = pika.BlockingConnection(pika.URLParameters(url))
-    print(json.dumps(publish(connection, queue, int(count)) if loop == "publish" else consume(
-        connection, queue, int(warm), int(count), works[loop])))
+    print(
+        json.dumps(
+            publish(connection, queue, int(count))
+            if loop == "publish"
+            else consume(connection, queue, int(warm), int(count), works[loop])
+        )
+    )
     connection.close()
 
 

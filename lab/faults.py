@@ -59,26 +59,43 @@ from lab.role_api import Blocked, CloseKeptAlive, Drip, Fault, Hang, Reset, Role
 #: An interpreter that has k2hr3-osnl 1.0.8; made by the Makefile.
 PREDECESSOR = PROGRAM.parent / ".venv-predecessor" / "bin" / "python"
 
-COLUMNS = ("fault", "published", "deleted", "left in the retry queue", "dead-lettered", "lost",
-           "deleted more than once", "requests to the API while it was down",
-           "seconds from repair to empty queues", "how it was seen")
+COLUMNS = (
+    "fault",
+    "published",
+    "deleted",
+    "left in the retry queue",
+    "dead-lettered",
+    "lost",
+    "deleted more than once",
+    "requests to the API while it was down",
+    "seconds from repair to empty queues",
+    "how it was seen",
+)
 
 ROWS: list[Row] = []
 
 
 def row(fault: str, name: str = "", **options: Any) -> Callable[[Any], Any]:
     """Make a row of a function that takes a stage, named after it."""
+
     def add(run: Callable[[Stage], None]) -> Callable[[Stage], None]:
         ROWS.append(Row(name or run.__name__.replace("_", "-"), fault, run, **options))
         return run
+
     return add
 
 
 # --- 1. The Role API ---------------------------------------------------------------------------
 
 
-def api_fault(stage: Stage, listener: ListenerProcess, begin: Callable[[], object],
-              end: Callable[[], object], log: str, api: str = "") -> None:
+def api_fault(
+    stage: Stage,
+    listener: ListenerProcess,
+    begin: Callable[[], object],
+    end: Callable[[], object],
+    log: str,
+    api: str = "",
+) -> None:
     """Deletions come all the while the API has a fault, as seen in the log and by the API."""
     stage.publish(5)
     stage.wait_until_deleted()
@@ -99,6 +116,7 @@ def api_fault(stage: Stage, listener: ListenerProcess, begin: Callable[[], objec
 
 def plain_api_fault(fault: Fault | None, log: str, stage: Stage) -> None:
     """One that the lab's API plays, or (None) refused connections."""
+
     def begin() -> None:
         stage.api.refuse() if fault is None else setattr(stage.api, "fault", fault)
 
@@ -106,8 +124,14 @@ def plain_api_fault(fault: Fault | None, log: str, stage: Stage) -> None:
         stage.api.fault = None
         stage.api.accept()
 
-    api_fault(stage, stage.listen(), begin, end, log,
-              "" if fault is None else "requests counted by the API")
+    api_fault(
+        stage,
+        stage.listen(),
+        begin,
+        end,
+        log,
+        "" if fault is None else "requests counted by the API",
+    )
 
 
 API_FAULTS: tuple[tuple[str, Optional[Fault], str, str], ...] = (
@@ -119,8 +143,12 @@ API_FAULTS: tuple[tuple[str, Optional[Fault], str, str], ...] = (
     ("refused", None, "refuses connections", "Connection refused"),
     ("silent", Hang(), "accepts and never answers", "timed out"),
     ("drip", Drip(), "answers one byte a second", "did not end in time|timed out"),
-    ("keep-alive", CloseKeptAlive(), "closes kept-alive connections under the request",
-     "without response|Remote end closed"),
+    (
+        "keep-alive",
+        CloseKeptAlive(),
+        "closes kept-alive connections under the request",
+        "without response|Remote end closed",
+    ),
 )
 for name, fault, what, log in API_FAULTS:
     row(f"Role API {what}", f"api-{name}")(partial(plain_api_fault, fault, log))
@@ -144,10 +172,17 @@ def api_certificate(stage: Stage) -> None:
         pause(stage.api.keep_alive_seconds + 1)  # until the good connection is gone
 
     before = stage.api.connections
-    api_fault(stage, listener, expire, lambda: stage.api.set_tls(server_context(made.server)),
-              "certificate has expired")
-    stage.see(f"{stage.api.connections - before - 1} connections refused over it",
-              stage.api.connections > before + 1)
+    api_fault(
+        stage,
+        listener,
+        expire,
+        lambda: stage.api.set_tls(server_context(made.server)),
+        "certificate has expired",
+    )
+    stage.see(
+        f"{stage.api.connections - before - 1} connections refused over it",
+        stage.api.connections > before + 1,
+    )
 
 
 def in_namespace(stage: Stage, *commands: str) -> str:
@@ -157,11 +192,16 @@ def in_namespace(stage: Stage, *commands: str) -> str:
     """
     probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
     if probe.returncode:
-        raise Shortfall("needs a mount namespace: run as root, or allow user namespaces "
-                        f"(kernel.unprivileged_userns_clone=1): {probe.stderr.decode()}")
+        raise Shortfall(
+            "needs a mount namespace: run as root, or allow user namespaces "
+            f"(kernel.unprivileged_userns_clone=1): {probe.stderr.decode()}"
+        )
     script = stage.lab.folder / f"python-{stage.row.name}"
-    script.write_text("#!/bin/sh\nexec unshare -rm /bin/sh -c '"
-                      + " && ".join((*commands, f'exec {sys.executable} "$@"')) + "' sh \"$@\"\n")
+    script.write_text(
+        "#!/bin/sh\nexec unshare -rm /bin/sh -c '"
+        + " && ".join((*commands, f'exec {sys.executable} "$@"'))
+        + '\' sh "$@"\n'
+    )
     script.chmod(0o700)
     return str(script)
 
@@ -174,26 +214,39 @@ def api_name(stage: Stage) -> None:
     switch.write_text("hosts: files\n")
     sections = stage.settings()
     sections["k2hr3"]["api_url"] = stage.api.url.replace("127.0.0.1", "role-api.lab")
-    listener = stage.listen(sections, python=in_namespace(
-        stage, f"mount --bind {hosts} /etc/hosts", f"mount --bind {switch} /etc/nsswitch.conf"))
+    listener = stage.listen(
+        sections,
+        python=in_namespace(
+            stage, f"mount --bind {hosts} /etc/hosts", f"mount --bind {switch} /etc/nsswitch.conf"
+        ),
+    )
 
     def forget() -> None:
         hosts.write_text("127.0.0.1 localhost\n")
         pause(stage.api.keep_alive_seconds + 1)  # until no connection is left to use
 
-    api_fault(stage, listener, forget, lambda: hosts.write_text(good),
-              "NameResolutionError|Failed to resolve|Name or service")
+    api_fault(
+        stage,
+        listener,
+        forget,
+        lambda: hosts.write_text(good),
+        "NameResolutionError|Failed to resolve|Name or service",
+    )
 
 
 # --- 2. A Role API that blocks, beside the predecessor -----------------------------------------
+
 
 def store_down(fault: Fault, predecessor: bool, stage: Stage) -> None:
     """K2HR3's store is down for a while; when is the API there for nobody else, what is left?"""
     if predecessor:
         if not PREDECESSOR.exists():
             raise Shortfall(f"{PREDECESSOR} is missing: use make faults")
-        stage.listen(python=str(PREDECESSOR), environment={"PYTHONPATH": ""},
-                     driver="import sys, k2hr3_osnl; sys.exit(k2hr3_osnl.main())")
+        stage.listen(
+            python=str(PREDECESSOR),
+            environment={"PYTHONPATH": ""},
+            driver="import sys, k2hr3_osnl; sys.exit(k2hr3_osnl.main())",
+        )
     else:
         stage.listen()
     stage.publish(5)
@@ -242,12 +295,16 @@ def store_down(fault: Fault, predecessor: bool, stage: Stage) -> None:
 
 STORE_DOWN: tuple[tuple[str, Fault, str], ...] = (  # 2.5 s: a tenth of what the real one takes
     ("blocks", Blocked(2.5), "blocks, one request at a time, 2.5 s each"),
-    ("refuses", Status(400), "answers 400 at once"))
+    ("refuses", Status(400), "answers 400 at once"),
+)
 for name, fault, what in STORE_DOWN:
-    row(f"Role API whose store is down {what}", f"store-{name}")(
-        partial(store_down, fault, False))
-    row(f"the same {name}, k2hr3-osnl 1.0.8 (to compare)", f"store-{name}-predecessor",
-        durable=False, judged=False)(partial(store_down, fault, True))
+    row(f"Role API whose store is down {what}", f"store-{name}")(partial(store_down, fault, False))
+    row(
+        f"the same {name}, k2hr3-osnl 1.0.8 (to compare)",
+        f"store-{name}-predecessor",
+        durable=False,
+        judged=False,
+    )(partial(store_down, fault, True))
 
 
 # --- 3. The broker -----------------------------------------------------------------------------
@@ -265,9 +322,11 @@ def broker_ends(end: Callable[[Broker], None], stage: Stage) -> None:
 
 
 row("broker stopped and started, under load", "broker-stopped", parts="alone")(
-    partial(broker_ends, Broker.stop))
+    partial(broker_ends, Broker.stop)
+)
 row("broker killed (kill -9) and started, under load", "broker-killed", parts="alone")(
-    partial(broker_ends, Broker.kill))
+    partial(broker_ends, Broker.kill)
+)
 
 
 @contextlib.contextmanager
@@ -360,16 +419,19 @@ def exchange_deleted(stage: Stage) -> None:
         stage.repaired()
 
 
-def access_taken(take: Callable[[Broker], None], give: Callable[[Broker], None], stage: Stage
-                 ) -> None:
+def access_taken(
+    take: Callable[[Broker], None], give: Callable[[Broker], None], stage: Stage
+) -> None:
     stage.api.delay = 0.005
     listener = stage.listen()
     with stage.load(seconds=stage.pick(8, 30)):
         take(stage.broker)
         try:
             close_connections_of(stage, listener)
-            stage.see("the listener was refused",
-                      listener.wait_for_log("refused: check user, password", 40))
+            stage.see(
+                "the listener was refused",
+                listener.wait_for_log("refused: check user, password", 40),
+            )
             pause(stage.pick(2, 20))
         finally:
             give(stage.broker)
@@ -377,11 +439,19 @@ def access_taken(take: Callable[[Broker], None], give: Callable[[Broker], None],
 
 
 row("vhost permissions taken and given back, under load", "permissions", parts="alone")(
-    partial(access_taken, lambda broker: broker.clear_permissions("guest"),
-            lambda broker: broker.set_permissions("guest")))
+    partial(
+        access_taken,
+        lambda broker: broker.clear_permissions("guest"),
+        lambda broker: broker.set_permissions("guest"),
+    )
+)
 row("the user's password changed and changed back, under load", "password", parts="alone")(
-    partial(access_taken, lambda broker: broker.set_password("guest", "another"),
-            lambda broker: broker.set_password("guest", "guest")))
+    partial(
+        access_taken,
+        lambda broker: broker.set_password("guest", "another"),
+        lambda broker: broker.set_password("guest", "guest"),
+    )
+)
 
 
 @row("consumer_timeout 60 s, API takes 20 s each and once 90 s", parts="alone")
@@ -394,17 +464,26 @@ def consumer_timeout(stage: Stage) -> None:
         stage.api.fault = Slow(usual)
         stage.publish()
         wait_until(lambda: stage.done >= 3, 10 * usual, "the first slow ones")
-        wait_until(lambda: stage.depth(stage.retry).total > stage.count / 2, 60 + stage.count / 5,
-                   "what waited too long to move")
+        wait_until(
+            lambda: stage.depth(stage.retry).total > stage.count / 2,
+            60 + stage.count / 5,
+            "what waited too long to move",
+        )
         closed = len(re.findall("channel of .* was closed", listener.log))
         stage.must("no channel closed by an API that takes its usual time", not closed)
         began = len(stage.api.requests)
         stage.api.fault = Slow(once)
         wait_until(lambda: len(stage.api.requests) > began, 3 * usual, "another request")
         stage.api.fault = Slow(usual)
-        wait_until(lambda: re.search(r"PRECONDITION_FAILED.*ack.*timed out|"
-                                     "channel of .* was closed", listener.log),
-                   limit + tick + once + 10, "the broker to close the channel")
+        wait_until(
+            lambda: re.search(
+                r"PRECONDITION_FAILED.*ack.*timed out|"
+                "channel of .* was closed",
+                listener.log,
+            ),
+            limit + tick + once + 10,
+            "the broker to close the channel",
+        )
         stage.see("the broker closed a channel", "timed out" in listener.log)
         stage.api.fault = None
         stage.repaired()
@@ -414,12 +493,16 @@ def consumer_timeout(stage: Stage) -> None:
             stage.broker.evaluate(f"application:set_env(rabbit, {name}, {1000 * seconds})")
 
 
-@row("`rabbitmqctl close_all_connections`, thirty times in an API outage, on a quorum queue with "
-     "x-delivery-limit 5", parts="alone")
+@row(
+    "`rabbitmqctl close_all_connections`, thirty times in an API outage, on a quorum queue with "
+    "x-delivery-limit 5",
+    parts="alone",
+)
 def closed_connections(stage: Stage) -> None:
     with contextlib.closing(stage.broker.amqp()) as connection:
-        connection.channel().queue_declare(stage.pool, durable=True, arguments={
-            "x-queue-type": "quorum", "x-delivery-limit": 5})
+        connection.channel().queue_declare(
+            stage.pool, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 5}
+        )
     sections = stage.settings(timeout_seconds=600)  # one attempt hangs, so the others are held
     sections["oslo_messaging_rabbit"].update(rabbit_quorum_queue=True, rabbit_retry_backoff=0)
     listener = stage.listen(sections)
@@ -432,8 +515,10 @@ def closed_connections(stage: Stage) -> None:
         stage.broker.ctl("close_all_connections", "the lab says so")
         listener.wait_for_log("CONNECTION_FORCED", 20, number)
         listener.wait_for_log("connected to the broker", 60, number + 1)
-    again = sum("delivered it before" in str((message.properties.headers or {}).get(
-        "x-k2hr3-reason")) for message in stage.broker.messages(stage.retry))
+    again = sum(
+        "delivered it before" in str((message.properties.headers or {}).get("x-k2hr3-reason"))
+        for message in stage.broker.messages(stage.retry)
+    )
     stage.see(f"{times} × CONNECTION_FORCED, {again} notifications delivered again", again)
     stage.api.fault = None
     stage.repaired()
@@ -450,20 +535,29 @@ def two_listeners(stage: Stage) -> tuple[ListenerProcess, ListenerProcess]:
 
 def leader(stage: Stage, of: str) -> Broker:
     """The node that leads a queue."""
-    return next(node for node in stage.lab.nodes
-                if node.running and node.name == stage.broker.queue(of)["leader"])
+    return next(
+        node
+        for node in stage.lab.nodes
+        if node.running and node.name == stage.broker.queue(of)["leader"]
+    )
 
 
 def bring_back(node: Broker, stage: Stage) -> None:
     """Start a node, and wait until each of the stage's queues has all its members again."""
     node.start()
-    wait_until(lambda: all(len(stage.broker.queue(queue)["online"]) == len(stage.lab.nodes)
-                           for queue in (stage.pool, stage.retry, stage.dead)),
-               60, "all members of the queues to be online")
+    wait_until(
+        lambda: all(
+            len(stage.broker.queue(queue)["online"]) == len(stage.lab.nodes)
+            for queue in (stage.pool, stage.retry, stage.dead)
+        ),
+        60,
+        "all members of the queues to be online",
+    )
 
 
-@row("cluster: the leader's node killed, then another after it is back, under load",
-     parts="cluster")
+@row(
+    "cluster: the leader's node killed, then another after it is back, under load", parts="cluster"
+)
 def node_killed(stage: Stage) -> None:
     two_listeners(stage)
     with stage.load(seconds=stage.pick(45, 120)):
@@ -495,8 +589,7 @@ def listener_and_node_killed(stage: Stage) -> None:
         node = leader(stage, stage.pool)
         first.kill()
         node.kill()
-        stage.see("both are gone", first.process.returncode == -signal.SIGKILL
-                  and not node.running)
+        stage.see("both are gone", first.process.returncode == -signal.SIGKILL and not node.running)
         before = stage.done
         wait_until(lambda: stage.done > before, 60, "deletions without them")
         bring_back(node, stage)
@@ -514,9 +607,11 @@ def one_refused(stage: Stage) -> None:
     stage.repaired()
     stage.settle()
     stage.see(f"{len(refusing.requests)} × 400", len(refusing.requests) > 3)
-    waited = {request.cuk: request.ended - stage.published[request.cuk]
-              for request in stage.api.requests if request.ended and request.status == 204
-              and request.cuk in stage.published}
+    waited = {
+        request.cuk: request.ended - stage.published[request.cuk]
+        for request in stage.api.requests
+        if request.ended and request.status == 204 and request.cuk in stage.published
+    }
     stage.see(f"longest wait {max(waited.values()):.1f} s")
     stage.must("no deletion waits longer than a minute", max(waited.values()) < 60)
 
@@ -525,13 +620,15 @@ def one_refused(stage: Stage) -> None:
 
 
 @contextlib.contextmanager
-def behind_proxy(stage: Stage, seconds: float, heartbeat: int = 60
-                 ) -> Iterator[tuple[Proxy, ListenerProcess]]:
+def behind_proxy(
+    stage: Stage, seconds: float, heartbeat: int = 60
+) -> Iterator[tuple[Proxy, ListenerProcess]]:
     """A listener that reaches the broker through a proxy, and a load over so many seconds."""
     proxy = stage.stack.enter_context(Proxy(stage.broker.port))
     sections = stage.settings(url=stage.broker.url(hosts=[f"127.0.0.1:{proxy.port}"]))
     sections["oslo_messaging_rabbit"].update(
-        heartbeat_timeout_threshold=heartbeat, rabbit_retry_backoff=0)  # back after 1 s
+        heartbeat_timeout_threshold=heartbeat, rabbit_retry_backoff=0
+    )  # back after 1 s
     stage.api.delay = 0.005
     listener = stage.listen(sections)
     with stage.load(seconds):
@@ -608,8 +705,10 @@ def ended(stage: Stage, end: Callable[[ListenerProcess], object]) -> None:
             end(listener)
             codes.append(listener.process.returncode)
             listener.start()
-        stage.see(f"{times} times, each after further deletions: exit {sorted(set(codes))}",
-                  len(codes) == times)
+        stage.see(
+            f"{times} times, each after further deletions: exit {sorted(set(codes))}",
+            len(codes) == times,
+        )
         stage.repaired()
 
 
@@ -622,8 +721,11 @@ def listener_stopped(stage: Stage) -> None:
     with stage.load(seconds=8):
         missed = len(re.findall("missed heartbeats from client", stage.broker.log()))
         listener.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: len(re.findall("missed heartbeats from client", stage.broker.log()))
-                   > missed, 30, "the broker to give the listener up")
+        wait_until(
+            lambda: len(re.findall("missed heartbeats from client", stage.broker.log())) > missed,
+            30,
+            "the broker to give the listener up",
+        )
         stage.see("the broker missed its heartbeats")
         pause(stage.pick(1, 20))
         listener.process.send_signal(signal.SIGCONT)
@@ -648,8 +750,13 @@ def few_descriptors(stage: Stage) -> None:
 def close_connections_of(stage: Stage, listener: ListenerProcess) -> None:
     """Have the broker close this listener's connections, nobody else's."""
     ports = {each.laddr.port for each in psutil.Process(listener.process.pid).net_connections()}
-    found = wait_until(lambda: [each["name"] for each in stage.broker.connections()
-                                if each.get("peer_port") in ports], 20, "its connections")
+    found = wait_until(
+        lambda: [
+            each["name"] for each in stage.broker.connections() if each.get("peer_port") in ports
+        ],
+        20,
+        "its connections",
+    )
     for name in found:
         stage.broker.close_connection(name)
 
@@ -660,12 +767,19 @@ def disk_full(stage: Stage) -> None:
     disk.mkdir()
     sections = stage.settings()
     sections["DEFAULT"]["log_file"] = disk / "log"
-    listener = stage.listen(sections, python=in_namespace(
-        stage, f"mount -t tmpfs -o size=64k none {disk}",
-        f"! cat /dev/zero >{disk}/full 2>/dev/null"))
+    listener = stage.listen(
+        sections,
+        python=in_namespace(
+            stage,
+            f"mount -t tmpfs -o size=64k none {disk}",
+            f"! cat /dev/zero >{disk}/full 2>/dev/null",
+        ),
+    )
     stage.publish()
-    stage.see("stderr has the reason and the lines",
-              listener.wait_for_log("No space left on device.*deleted instance="))
+    stage.see(
+        "stderr has the reason and the lines",
+        listener.wait_for_log("No space left on device.*deleted instance="),
+    )
 
 
 # --- 7. Poison ---------------------------------------------------------------------------------
@@ -680,8 +794,10 @@ def good_ones(stage: Stage, share: float) -> float:
     malformed = {next(chosen) for _ in range(int(share * len(cuks)))}
     stage.api.refused_cuks = set(chosen)
     began = time.monotonic()
-    publish_fast(stage, (
-        stage.lab.body(cuk)[:-40] if cuk in malformed else stage.lab.body(cuk) for cuk in cuks))
+    publish_fast(
+        stage,
+        (stage.lab.body(cuk)[:-40] if cuk in malformed else stage.lab.body(cuk) for cuk in cuks),
+    )
     for cuk in cuks:
         stage.published[cuk] = time.monotonic()
     good = set(cuks) - malformed - stage.api.refused_cuks
@@ -699,24 +815,32 @@ def poison(stage: Stage) -> None:
     stage.see(f"the good ones took {seconds:.1f} s, {without:.1f} s without poison")
     stage.must("10 s more at most", seconds < without + 10)
     refused = set(stage.api.refused_cuks)
-    wait_until(lambda: stage.depth(stage.dead).total == stage.dead_letters + len(refused),
-               after + 60, "dead letters")
+    wait_until(
+        lambda: stage.depth(stage.dead).total == stage.dead_letters + len(refused),
+        after + 60,
+        "dead letters",
+    )
     stage.see(f"{stage.dead_letters} malformed and {len(refused)} refused became dead letters")
     stage.api.refused_cuks = set()
     stage.repaired()
-    replay = subprocess.run([sys.executable, str(PROGRAM), "-c", str(listener.settings),
-                             "dead-letters", "--replay"], capture_output=True, text=True,
-                            check=False, timeout=120)
-    stage.must(f"dead-letters --replay ends with 0: {replay.stderr[-300:]}",
-               replay.returncode == 0)
+    replay = subprocess.run(
+        [sys.executable, str(PROGRAM), "-c", str(listener.settings), "dead-letters", "--replay"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    stage.must(f"dead-letters --replay ends with 0: {replay.stderr[-300:]}", replay.returncode == 0)
     wait_until(lambda: refused <= stage.api.deleted, 60, "the replayed ones")
 
 
 # --- 8. A day ----------------------------------------------------------------------------------
 
 
-@row("a day's outage: the API down while 50,000 notifications pass, 1 in 50 a deletion",
-     parts="alone")
+@row(
+    "a day's outage: the API down while 50,000 notifications pass, 1 in 50 a deletion",
+    parts="alone",
+)
 def day(stage: Stage) -> None:
     total, share = stage.pick(10_000, 50_000), 50
     stage.count = total // share
@@ -727,7 +851,7 @@ def day(stage: Stage) -> None:
     stage.api.fault = Status(503)
     stage.down()
     load = Load(stage, stage.count - 5)
-    load.bodies = lambda cuk: [*(others * 10)[:share - 1], stage.lab.body(cuk)]
+    load.bodies = lambda cuk: [*(others * 10)[: share - 1], stage.lab.body(cuk)]
     load.start()
     depths, sizes = [0], [listener.rss()]
     while load.is_alive():
@@ -758,15 +882,33 @@ def mutated(stage: Stage, count: int, expected: Counter[Any]) -> Iterator[bytes]
     """Bodies from `faults_rubbish`; at their end the deletions they lead to are in `expected`."""
     corpus = stage.lab.folder / "corpus"
     corpus.write_bytes(b"\n".join(map(base64.b64encode, stage.lab.corpus)))
-    command = [sys.executable, "-W", "ignore", "-m", "lab.faults_rubbish", CUK, UNIQUE, HEARD,
-               str(count), str(stage.pick(500, 5000))]
-    with corpus.open("rb") as lines, subprocess.Popen(
-            command, stdin=lines, stdout=subprocess.PIPE, cwd=PROGRAM.parent) as generator:
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "lab.faults_rubbish",
+        CUK,
+        UNIQUE,
+        HEARD,
+        str(count),
+        str(stage.pick(500, 5000)),
+    ]
+    with (
+        corpus.open("rb") as lines,
+        subprocess.Popen(
+            command, stdin=lines, stdout=subprocess.PIPE, cwd=PROGRAM.parent
+        ) as generator,
+    ):
         assert generator.stdout
         for text in generator.stdout:
             if text.startswith(b"["):
-                expected.update({(cuk, addresses and tuple(addresses)): times
-                                 for cuk, addresses, times in json.loads(text)})
+                expected.update(
+                    {
+                        (cuk, addresses and tuple(addresses)): times
+                        for cuk, addresses, times in json.loads(text)
+                    }
+                )
             else:
                 yield base64.b64decode(text)
     assert generator.returncode == 0
@@ -796,16 +938,28 @@ def rubbish(stage: Stage) -> None:
     deleted, _, ignored, _, dead = (int(number) for number in re.findall(r"=(\d+)", counts))
     sent = Counter((request.cuk, request.host) for request in stage.api.requests)
     missing, wrong = expected - sent, sent - expected
-    stage.tally = Tally(total, deleted, 0, stage.depth(stage.dead).total, missing.total(),
-                        sum(times > 1 for times in sent.values()))
-    stage.see(f"oslo.messaging accepts {expected.total()}; {ignored} ignored",
-              0 < expected.total() < total)
+    stage.tally = Tally(
+        total,
+        deleted,
+        0,
+        stage.depth(stage.dead).total,
+        missing.total(),
+        sum(times > 1 for times in sent.values()),
+    )
+    stage.see(
+        f"oslo.messaging accepts {expected.total()}; {ignored} ignored",
+        0 < expected.total() < total,
+    )
     grown = (max(sizes) - sizes[len(sizes) // 5]) / 1e6
     stage.see(f"resident {max(sizes) / 1e6:.1f} MB, grown by {grown:.1f} MB")
     stage.must(f"nothing else is sent, seen {list(wrong)[:3]}", not wrong)
     stage.must(f"all that oslo.messaging accepts is sent, not {list(missing)[:3]}", not missing)
-    stage.must(f"all accounted for: {counts}", deleted + ignored + dead == total
-               and dead == stage.tally.dead_lettered and deleted == sent.total())
+    stage.must(
+        f"all accounted for: {counts}",
+        deleted + ignored + dead == total
+        and dead == stage.tally.dead_lettered
+        and deleted == sent.total(),
+    )
     stage.must("memory is flat", grown < 3)
 
 
@@ -813,8 +967,9 @@ def rubbish(stage: Stage) -> None:
 
 
 def line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(re.sub(r"\s*\n\s*", " ", cell).replace("|", "/") for cell in cells
-                            ) + " |"
+    return (
+        "| " + " | ".join(re.sub(r"\s*\n\s*", " ", cell).replace("|", "/") for cell in cells) + " |"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -822,12 +977,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=main.__doc__)
     parser.add_argument("--quick", action="store_true", help="200 a row, shorter outages")
     parser.add_argument("--list", action="store_true", help="only name the rows")
-    parser.add_argument("--logs", type=Path, default=Path(tempfile.gettempdir(), "faults"),
-                        help="folder for the listeners' logs (%(default)s)")
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        default=Path(tempfile.gettempdir(), "faults"),
+        help="folder for the listeners' logs (%(default)s)",
+    )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="a row's name, or how it begins")
     options = parser.parse_args(arguments)
-    rows = [row for row in ROWS
-            if not options.rows or any(row.name.startswith(name) for name in options.rows)]
+    rows = [
+        row
+        for row in ROWS
+        if not options.rows or any(row.name.startswith(name) for name in options.rows)
+    ]
     if options.list or not rows:
         print(*(f"{row.name:<30}{row.fault}" for row in rows or ROWS), sep="\n")
         return not rows
@@ -849,8 +1011,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in rows:
                 print(line(results[row.name].result().cells), flush=True)
     short = [row.name for row in rows if results[row.name].result().problems]
-    print(f"\n{len(rows)} rows in {time.monotonic() - began:.0f} s"
-          + (f"; short: {', '.join(short)}" if short else "; none falls short"))
+    print(
+        f"\n{len(rows)} rows in {time.monotonic() - began:.0f} s"
+        + (f"; short: {', '.join(short)}" if short else "; none falls short")
+    )
     return int(bool(short))
 
 

@@ -79,14 +79,19 @@ class Lab:
 
     @property
     def folder(self) -> Path:
-        folder: str = self._once("folder", lambda: self.stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="k2hr3_osnl.faults.")))
+        folder: str = self._once(
+            "folder",
+            lambda: self.stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="k2hr3_osnl.faults.")
+            ),
+        )
         return Path(folder)
 
     @property
     def certificates(self) -> Certificates:
         made: Certificates = self._once(
-            "certificates", lambda: Certificates(self.folder / "certificates"))
+            "certificates", lambda: Certificates(self.folder / "certificates")
+        )
         return made
 
     @property
@@ -96,11 +101,14 @@ class Lab:
         return bodies
 
     def _capture(self) -> list[bytes]:
-        events = [("port.delete.end", port(CUK, [ADDRESS])),
-                  ("port.delete.end", port(CUK, ["2001:db8::5", ADDRESS])),
-                  ("port.delete.end", port(CUK, [ADDRESS], device_owner=...)),
-                  ("instance.delete.end", instance(CUK)),
-                  ("compute.instance.delete.end", compute_instance(CUK)), *noise()]
+        events = [
+            ("port.delete.end", port(CUK, [ADDRESS])),
+            ("port.delete.end", port(CUK, ["2001:db8::5", ADDRESS])),
+            ("port.delete.end", port(CUK, [ADDRESS], device_owner=...)),
+            ("instance.delete.end", instance(CUK)),
+            ("compute.instance.delete.end", compute_instance(CUK)),
+            *noise(),
+        ]
         found: list[bytes] = []
         for driver in ("messagingv2", "messaging"):
             exchange = f"corpus-{driver}"
@@ -111,8 +119,10 @@ class Lab:
                 self.broker.delete_queue(KEY)
                 self.broker.delete_exchange(exchange)
         assert len(found) == 2 * len(events)
-        return [re.sub(rb'(_unique_id\W+)[0-9a-f]{32}', rb"\g<1>" + UNIQUE.encode(), body)
-                for body in found]
+        return [
+            re.sub(rb"(_unique_id\W+)[0-9a-f]{32}", rb"\g<1>" + UNIQUE.encode(), body)
+            for body in found
+        ]
 
     def body(self, cuk: str) -> bytes:
         """The deletion of a port of this instance."""
@@ -122,7 +132,8 @@ class Lab:
 def named(body: bytes, cuk: str) -> bytes:
     """A captured body, of this instance and with a `_unique_id` of its own."""
     return body.replace(CUK.encode(), cuk.encode()).replace(
-        UNIQUE.encode(), uuid.uuid4().hex.encode())
+        UNIQUE.encode(), uuid.uuid4().hex.encode()
+    )
 
 
 class Shortfall(AssertionError):
@@ -177,12 +188,17 @@ class Stage:
         with contextlib.closing(self.broker.amqp()) as connection:
             connection.channel().exchange_declare(self.exchange, "topic", durable=self.row.durable)
 
-    def settings(self, api: RoleApi | None = None, url: str = "", **k2hr3: object
-                 ) -> dict[str, dict[str, object]]:
-        url = url or self.broker.url(hosts=[node.address for node in self.lab.nodes]
-                                     if self.row.parts == "cluster" else None)
-        made = settings(url, (api or self.api).url, **{
-            "timeout_seconds": TIMEOUT, "retry_interval_seconds": INTERVAL, **k2hr3})
+    def settings(
+        self, api: RoleApi | None = None, url: str = "", **k2hr3: object
+    ) -> dict[str, dict[str, object]]:
+        url = url or self.broker.url(
+            hosts=[node.address for node in self.lab.nodes] if self.row.parts == "cluster" else None
+        )
+        made = settings(
+            url,
+            (api or self.api).url,
+            **{"timeout_seconds": TIMEOUT, "retry_interval_seconds": INTERVAL, **k2hr3},
+        )
         made["oslo_messaging_notifications"].update(exchange=self.exchange, pool=self.pool)
         made["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = self.row.parts == "cluster"
         return made
@@ -195,10 +211,11 @@ class Stage:
             hold: another `Listener.hold_seconds`.
         """
         if hold:
-            options["driver"] = ("import sys, k2hr3_osnl; k2hr3_osnl.Listener.hold_seconds = "
-                                 f"{hold}; sys.exit(k2hr3_osnl.main())")
-        listener = self.stack.enter_context(
-            ListenerProcess(sections or self.settings(), **options))
+            options["driver"] = (
+                "import sys, k2hr3_osnl; k2hr3_osnl.Listener.hold_seconds = "
+                f"{hold}; sys.exit(k2hr3_osnl.main())"
+            )
+        listener = self.stack.enter_context(ListenerProcess(sections or self.settings(), **options))
         self.listeners.append(listener)
         wait_until(lambda: self.broker.bindings(self.pool), 30, f"{self.pool} to be bound")
         return listener
@@ -267,8 +284,9 @@ class Stage:
         began = time.monotonic()
         code = listener.stop(30)
         took = time.monotonic() - began
-        self.must(f"exit 0 in time, seen {code} after {took:.1f} s",
-                   code == 0 and took < TIMEOUT + 6)
+        self.must(
+            f"exit 0 in time, seen {code} after {took:.1f} s", code == 0 and took < TIMEOUT + 6
+        )
 
     def wait_until_deleted(self, what: str = "all deletions", timeout: float = 0) -> None:
         wait_until(lambda: self.published.keys() <= self.deleted, timeout or self.patience, what)
@@ -288,8 +306,10 @@ class Stage:
 
         def settled() -> bool:
             depths = self.queues()
-            return (len(self.published) - self.done <= depths[self.dead].total
-                    and depths[self.pool].total == depths[self.retry].total == 0)
+            return (
+                len(self.published) - self.done <= depths[self.dead].total
+                and depths[self.pool].total == depths[self.retry].total == 0
+            )
 
         try:
             wait_until(settled, self.patience, "empty queues")
@@ -310,10 +330,13 @@ class Stage:
             depths = self.queues()
             missing = self.published.keys() - self.deleted
             self.tally = tally = Tally(
-                len(self.published), self.done, depths.get(self.retry, Depth(0, 0)).total,
+                len(self.published),
+                self.done,
+                depths.get(self.retry, Depth(0, 0)).total,
                 depths.get(self.dead, Depth(0, 0)).total,
                 len(missing - self.in_queues()) if missing else 0,
-                sum(sum(api.deletions[cuk] for api in self.apis) > 1 for cuk in self.published))
+                sum(sum(api.deletions[cuk] for api in self.apis) > 1 for cuk in self.published),
+            )
             if not self.row.judged:
                 return []
             if tally.lost:
@@ -327,8 +350,9 @@ class Stage:
         if not self.seen:
             problems.append("nobody saw the fault")
         for listener in self.listeners:
-            problems += sorted(set(re.findall(r"Traceback.*|.*unexpected; connecting again.*",
-                                              listener.log)))
+            problems += sorted(
+                set(re.findall(r"Traceback.*|.*unexpected; connecting again.*", listener.log))
+            )
         return problems
 
     def close(self) -> None:
@@ -367,8 +391,9 @@ class Load(threading.Thread):
 
     def _publish(self) -> None:
         connection: Any = None
-        properties = pika.BasicProperties(content_type="application/json", delivery_mode=2,
-                                          content_encoding="utf-8")
+        properties = pika.BasicProperties(
+            content_type="application/json", delivery_mode=2, content_encoding="utf-8"
+        )
         published, cuk, deadline = 0, str(uuid.uuid4()), time.monotonic() + 900
         due = time.monotonic()
         while published < self.count:
@@ -424,8 +449,9 @@ def publish_fast(stage: Stage, bodies: Iterable[bytes]) -> int:
         for body in bodies:
             count += 1
             under_way.add(count)
-            channel.basic_publish(stage.exchange, KEY, body,
-                                  pika.BasicProperties(delivery_mode=2), True)
+            channel.basic_publish(
+                stage.exchange, KEY, body, pika.BasicProperties(delivery_mode=2), True
+            )
             while len(under_way) > 500:
                 connection.process_data_events(1)
         while under_way:
@@ -474,12 +500,22 @@ def play(lab: Lab, row: Row) -> Result:
     for number, listener in enumerate(stage.listeners):
         (lab.logs / f"{row.name}.{number}").write_text(listener.log)
     stage.close()
-    print(f"{'SHORT' if problems else 'ok   '} {row.name}, {time.monotonic() - began:.0f} s",
-          *problems, *([f"its log: {lab.logs}/{row.name}.*"] if problems else []),
-          sep="\n      ", file=sys.stderr, flush=True)
+    print(
+        f"{'SHORT' if problems else 'ok   '} {row.name}, {time.monotonic() - began:.0f} s",
+        *problems,
+        *([f"its log: {lab.logs}/{row.name}.*"] if problems else []),
+        sep="\n      ",
+        file=sys.stderr,
+        flush=True,
+    )
     tally = stage.tally or Tally(len(stage.published), stage.done, 0, 0, 0, 0)
-    return Result((row.fault, *map(str, tally),
-                   "–" if stage.down_requests is None else str(stage.down_requests),
-                   "–" if stage.empty_after is None else f"{stage.empty_after:.1f}",
-                   "; ".join((*stage.seen, *(f"**{problem}**" for problem in problems)))),
-                  tuple(problems))
+    return Result(
+        (
+            row.fault,
+            *map(str, tally),
+            "–" if stage.down_requests is None else str(stage.down_requests),
+            "–" if stage.empty_after is None else f"{stage.empty_after:.1f}",
+            "; ".join((*stage.seen, *(f"**{problem}**" for problem in problems))),
+        ),
+        tuple(problems),
+    )

@@ -51,24 +51,34 @@ class ListenerProcess:
             it finds the program as module `k2hr3_osnl`.
     """
 
-    def __init__(self, sections: Sections, *arguments: str, python: str = sys.executable,
-                 environment: Mapping[str, str] | None = None, driver: str = "") -> None:
+    def __init__(
+        self,
+        sections: Sections,
+        *arguments: str,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+        driver: str = "",
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="k2hr3_osnl.")
         folder = Path(self._folder.name)
         self.settings = write_settings(folder / "k2hr3_osnl.ini", sections)
         self.log_path = folder / "stderr"
         program = ["-c", driver] if driver else [str(PROGRAM)]
         self._command = [python, *program, "-c", str(self.settings), *arguments]
-        self._environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent),
-                             **(environment or {})}
+        self._environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent), **(environment or {})}
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> ListenerProcess:
         """Start it (again); its log goes on in the same file."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=self._environment, cwd=self._folder.name)
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                cwd=self._folder.name,
+            )
         return self
 
     def stop(self, timeout: float = 15) -> int:
@@ -88,9 +98,11 @@ class ListenerProcess:
 
     def wait_for_log(self, pattern: str, timeout: float = 15, count: int = 1) -> list[str]:
         """Wait until the log has `count` matches of a regular expression; returns all."""
+
         def found() -> list[str]:
             matches = [match[0] for match in re.finditer(pattern, self.log)]
             return matches if len(matches) >= count else []
+
         try:
             return wait_until(found, timeout, f"{count} × {pattern!r} in the log")
         except AssertionError as error:

@@ -29,8 +29,15 @@ FOLDER = ROOT / ".venv-matrix"
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 DEBIAN = "/usr/bin/python3"
 DEBIANS = Path("/usr/lib/python3/dist-packages")
-TOOLS = ("cryptography", "hypothesis", "oslo.messaging", "psutil", "pytest", "pytest-timeout",
-         "trustme")
+TOOLS = (
+    "cryptography",
+    "hypothesis",
+    "oslo.messaging",
+    "psutil",
+    "pytest",
+    "pytest-timeout",
+    "trustme",
+)
 
 #: The oldest versions that work, which are the oldest that the module declares: pika 1.2.0 and
 #: urllib3 1.26.5 were tried on each of `PYTHONS`.
@@ -102,7 +109,8 @@ def needs_broker(item: pytest.Item) -> bool:
     """Whether a test uses a fixture of a broker, or starts one itself."""
     code = getattr(getattr(item, "function", None), "__code__", None)
     return "Broker" in getattr(code, "co_names", ()) or any(
-        "broker" in name or name == "fragile" for name in getattr(item, "fixturenames", ()))
+        "broker" in name or name == "fragile" for name in getattr(item, "fixturenames", ())
+    )
 
 
 # The environments
@@ -110,25 +118,37 @@ def needs_broker(item: pytest.Item) -> bool:
 
 def index_environment() -> dict[str, str]:
     """This process's environment, with pip's settings of package indexes for uv, too."""
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], text=True,
-                            stdout=subprocess.PIPE, check=True).stdout
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"],
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
     settings: dict[str, str] = {}
     for line in listed.splitlines():
         name, _, value = line.partition("=")
         settings.setdefault(name.rpartition(".")[2], value.strip("'"))  # the first one wins
-    variables = {"UV_DEFAULT_INDEX": settings.get("index-url"),
-                 "UV_INDEX": settings.get("extra-index-url"),
-                 "UV_FIND_LINKS": settings.get("find-links", "").replace(" ", ",")}
-    return {**os.environ, **{name: value for name, value in variables.items() if value},
-            "UV_INDEX_STRATEGY": "unsafe-best-match", "UV_PYTHON_DOWNLOADS": "never"}
+    variables = {
+        "UV_DEFAULT_INDEX": settings.get("index-url"),
+        "UV_INDEX": settings.get("extra-index-url"),
+        "UV_FIND_LINKS": settings.get("find-links", "").replace(" ", ","),
+    }
+    return {
+        **os.environ,
+        **{name: value for name, value in variables.items() if value},
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_PYTHON_DOWNLOADS": "never",
+    }
 
 
 def interpreters() -> dict[str, str]:
     """The Python of each supported version on this machine: pyenv's newest, or one on PATH."""
     found = {}
     for version in PYTHONS:
-        pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"),
-                       key=lambda path: int(path.parts[-3].rpartition(".")[2]))
+        pyenv = sorted(
+            Path.home().glob(f".pyenv/versions/{version}.*/bin/python"),
+            key=lambda path: int(path.parts[-3].rpartition(".")[2]),
+        )
         python = str(pyenv[-1]) if pyenv else shutil.which(f"python{version}")
         if python and not subprocess.run([python, "-c", ""], stderr=subprocess.DEVNULL).returncode:
             found[version] = python
@@ -150,27 +170,54 @@ def run(python: str, packages: Iterable[str]) -> Row:
         (site,) = folder.glob("lib/python3.*/site-packages")
         for name in ("pika", "urllib3"):
             (site / name).symlink_to(DEBIANS / name)
-    versions = json.loads(execute(
-        [inside, "-c", "import json, pika, platform, urllib3; print(json.dumps([platform."
-         "python_version(), pika.__version__, urllib3.__version__]))"], variables))
+    versions = json.loads(
+        execute(
+            [
+                inside,
+                "-c",
+                "import json, pika, platform, urllib3; print(json.dumps([platform."
+                "python_version(), pika.__version__, urllib3.__version__]))",
+            ],
+            variables,
+        )
+    )
     tests = subprocess.run(
-        [inside, "-m", "pytest", "-p", "lab.matrix", "-p", "no:cacheprovider", "--durations=0",
-         *map(str, sorted(ROOT.glob("test_*.py")))],
-        cwd=ROOT, env={**variables, "PYTHONPATH": str(ROOT)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        [
+            inside,
+            "-m",
+            "pytest",
+            "-p",
+            "lab.matrix",
+            "-p",
+            "no:cacheprovider",
+            "--durations=0",
+            *map(str, sorted(ROOT.glob("test_*.py"))),
+        ],
+        cwd=ROOT,
+        env={**variables, "PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     if tests.returncode:
         print(tests.stdout)
     print(f"done: {python} {' '.join(packages) or DEBIANS}", flush=True)
     summary = (tests.stdout.strip().splitlines() or ["no output"])[-1].partition(" in ")[0]
     result = "ok" if tests.returncode == 0 else "FAILED"
-    return Row(versions[0] + (", Debian's" if own else ""), versions[1], versions[2],
-               f"{result}: {summary.strip('= ')}", f"{time.monotonic() - began:.0f}")
+    return Row(
+        versions[0] + (", Debian's" if own else ""),
+        versions[1],
+        versions[2],
+        f"{result}: {summary.strip('= ')}",
+        f"{time.monotonic() - began:.0f}",
+    )
 
 
 def execute(command: list[str], environment: Mapping[str, str]) -> str:
     """Run a command and return its output; on failure show that and end."""
-    done = subprocess.run(command, env=dict(environment), text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        command, env=dict(environment), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     if done.returncode:
         sys.exit(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}")
     return done.stdout
@@ -183,7 +230,8 @@ def main() -> int:
     quick = parser.parse_args().quick
     found = interpreters()
     chosen: list[tuple[str, tuple[str, ...]]] = [
-        (python, packages) for python in found.values() for packages in (OLDEST, NEWEST)]
+        (python, packages) for python in found.values() for packages in (OLDEST, NEWEST)
+    ]
     if quick:
         chosen = [chosen[0], chosen[-1]]
     if Path(DEBIAN).exists():
