@@ -45,8 +45,9 @@ bench: $(VENV)/ready $(PREDECESSOR)/ready  ## Speed beside the predecessor; QUIC
 	@$(BIN)/pip install -q --disable-pip-version-check matplotlib
 	@$(BIN)/python -m lab.bench $(if $(QUICK),--quick) $(BENCH)
 
-lint: $(VENV)/ready  ## ruff and mypy --strict
+lint: $(VENV)/ready  ## ruff (rules and layout) and mypy --strict
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy k2hr3_osnl.py test_k2hr3_osnl.py lab
 
 matrix: $(VENV)/ready  ## The tests that depend on versions, on all of them; QUICK=1: on the ends

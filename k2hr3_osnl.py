@@ -3,17 +3,21 @@
 # requires-python = ">=3.9"
 # dependencies = ["pika>=1.2", "urllib3>=1.26.5"]
 # ///
-"""K2HR3 OpenStack Notification Listener: takes deleted instances out of their K2HR3 roles.
+"""K2HR3 OpenStack Notification Listener: removes deleted instances from their K2HR3 roles.
 
 It consumes Neutron's "port deleted" and Nova's "instance deleted" notifications from RabbitMQ
 and calls DELETE on K2HR3's Role API for each:
 
-    Neutron, Nova ─> exchange ─> pool queue ─> decode, filter ─> DELETE ─> K2HR3 Role API
-                                                   │        ▲
-                              <pool>.dead_letter <─┴─────>  └── <pool>.retry  (K2HR3 failed)
+    Neutron, Nova ─> exchange ─> <pool> ─> decode, filter ─> attempt ─> K2HR3 Role API
+                                             │          when due ^ │
+                                   malformed │                   │ │ failed
+                                             v                   │ v
+                                    <pool>.dead_letter        <pool>.retry
 
-Every delivery gets one verdict: ignored, done, retry or dead letter. Nothing is acked before
-what replaces it is confirmed, so a crash repeats a deletion, which is harmless.
+<pool> is our queue, by default k2hr3_osnl. Every delivery ends with one of four verdicts: ignored,
+done, retry or dead letter. It is acked when it is ignored, when its deletion was made, or when the
+broker has confirmed its copy in another queue. So a crash can repeat a deletion, which is harmless,
+but it never loses one.
 
 Run it:    k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini
 Embed it:  from k2hr3_osnl import Config, Endpoint, Listener
@@ -25,6 +29,7 @@ from __future__ import annotations
 import argparse
 import bz2
 import configparser
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -38,7 +43,6 @@ import logging
 import logging.handlers
 import math
 import os
-import queue
 import random
 import re
 import signal
@@ -51,9 +55,11 @@ import urllib.parse
 import uuid
 import zlib
 from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Deque, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple, cast
+from queue import Empty, SimpleQueue
+from typing import Any, Callable, Deque, Dict, NamedTuple, Optional, Tuple, Union, cast
 
 import pika
 import urllib3
@@ -80,21 +86,23 @@ LOG = logging.getLogger("k2hr3_osnl")
 
 
 class Error(Exception):
-    """What every error of this program is."""
+    """Base class of this module's errors."""
 
 
 class ConfigError(Error):
-    """A setting is wrong; names file, section, option, value and what is accepted."""
+    """A setting is wrong. The text names the option, its value and file, and what is expected."""
 
 
 class MalformedNotification(Error):
-    """A notification that no attempt can ever make good: a dead letter."""
+    """This notification can never lead to a deletion, so it becomes a dead letter."""
 
 
 class RoleApiError(Error):
-    """A failed attempt: what was asked, what came back, what to check.
+    """An attempt failed. The text says what was asked, what came back and what to check.
 
-    `status` is None without an answer; `retry_after` is in seconds, 0 where not asked for.
+    :param status: the HTTP status; None if there was no answer
+    :param timed_out: the answer was late or incomplete
+    :param retry_after: seconds from the header Retry-After; 0 if there is none
     """
 
     def __init__(
@@ -105,26 +113,35 @@ class RoleApiError(Error):
         retry_after: float = 0.0,
     ) -> None:
         super().__init__(message)
-        self.status, self.timed_out, self.retry_after = status, timed_out, retry_after
+        self.status = status
+        self.timed_out = timed_out
+        self.retry_after = retry_after
+
+    @property
+    def is_permanent(self) -> bool:
+        """True if a new attempt cannot help: the request is too long for the API."""
+        return self.status in (414, 431)
 
 
 # --- Settings ----------------------------------------------------------------------------------
 
 
 class Kind(NamedTuple):
-    """What an option accepts, in words; what reads its text, and tells whether the value fits."""
+    """A kind of option.
 
-    accepts: str
+    :param expected: what is expected, in words, for errors
+    :param parse: makes the value from the text
+    :param is_valid: checks the value; returns False, or raises, if it is wrong
+    """
+
+    expected: str
     parse: Callable[[str], Any]
-    fits: Callable[[Any], Any] = lambda value: True
+    is_valid: Callable[[Any], Any] = lambda value: True
 
 
-def _whole(lowest: int, highest: int) -> Kind:
-    return Kind(
-        f"a whole number from {lowest} to {highest}",
-        int,
-        lambda number: lowest <= number <= highest,
-    )
+def _whole_number(lowest: int, highest: int) -> Kind:
+    expected = f"a whole number from {lowest} to {highest}"
+    return Kind(expected, int, lambda number: lowest <= number <= highest)
 
 
 def _parse_rules(text: str) -> Rules:
@@ -132,27 +149,24 @@ def _parse_rules(text: str) -> Rules:
     return tuple((key.strip(), re.compile(regex.strip())) for key, regex in pairs)
 
 
-def _is_readable(file: str) -> bool:
+def _check_readable(file: str) -> bool:
     if file:
         open(file, "rb").close()
     return True
 
 
 def _is_writable(file: str) -> bool:
+    if file in STREAMS:
+        return True
     place = file if os.path.exists(file) else os.path.dirname(file) or "."
-    return file in STREAMS or (not os.path.isdir(file) and os.access(place, os.W_OK))
+    return not os.path.isdir(file) and os.access(place, os.W_OK)
 
 
 def _is_api_url(url: str) -> bool:
-    urllib.parse.urlsplit(url).port  # noqa: B018  it raises where there is no such port
-    return (
-        re.fullmatch(
-            r"https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?"
-            r"(/[!-\"$->@-~]*)?",
-            url,
-        )
-        is not None
-    )
+    host = r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])"
+    urllib.parse.urlsplit(url).port  # noqa: B018  it raises ValueError for a wrong port
+    # the path: printable ASCII without "#" and "?"
+    return bool(re.fullmatch(rf"https?://{host}(:[1-9]\d{{0,4}})?(/[!-\"$->@-~]*)?", url))
 
 
 Regex = Optional["re.Pattern[str]"]
@@ -167,50 +181,57 @@ LEVELS = {
 }
 STREAMS = ("sys.stderr", "sys.stdout", "")
 LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", str, _is_writable)
-FILE = Kind("a file that can be read", str, _is_readable)
+FILE = Kind("a file that can be read", str, _check_readable)
 LEVEL = Kind("one of " + ", ".join(LEVELS), str, LEVELS.__contains__)
 NAME = Kind("a name of 1 to 200 characters", str, re.compile("[!-~]{1,200}").fullmatch)
 POOL = Kind("a name of up to 200 characters, or nothing", str, re.compile("[!-~]{0,200}").fullmatch)
 LOGIN = Kind(
-    "one of AMQPLAIN, PLAIN, EXTERNAL", str, re.compile("amqplain|plain|external", re.I).fullmatch
+    "one of AMQPLAIN, PLAIN, EXTERNAL",
+    str,
+    re.compile("amqplain|plain|external", re.I).fullmatch,
 )
 BOOLEAN = Kind("true or false", lambda text: configparser.ConfigParser.BOOLEAN_STATES[text.lower()])
 REGEX = Kind("a regular expression", lambda text: re.compile(text) if text else None)
 RULES = Kind("key:regex,key:regex", _parse_rules)
 API_URL = Kind("http[s]://host[:port][/path], without user or query", str, _is_api_url)
 TRANSPORT_URL = Kind(
-    "rabbit://user:password@host:port[,user:password@host:port]/virtual_host "
-    "with user and password %-encoded",
+    "rabbit://user:password@host:port[,user:password@host:port]/virtual_host with user and "
+    "password %-encoded",
     str,
     lambda url: parse_transport_url(url),
 )
-NO_URL = Kind(
-    f"{TRANSPORT_URL.accepts}, or nothing", str, lambda url: not url or parse_transport_url(url)
+OPTIONAL_URL = Kind(
+    f"{TRANSPORT_URL.expected}, or nothing",
+    str,
+    lambda url: not url or parse_transport_url(url),
 )
 
 
 def option(kind: Kind, default: Any, meaning: str) -> Any:
-    """An entry of the option table, as the field of a section's dataclass."""
-    return dataclasses.field(
-        default=default,
-        repr=kind not in (TRANSPORT_URL, NO_URL),
-        metadata={"kind": kind, "meaning": meaning},
-    )
+    """Define an option: a field of its section's dataclass.
+
+    :param meaning: the line about it in the settings file
+    """
+    metadata = {"kind": kind, "meaning": meaning}
+    is_secret = kind in (TRANSPORT_URL, OPTIONAL_URL)  # it holds a password
+    return dataclasses.field(default=default, repr=not is_secret, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Default:
-    """``[DEFAULT]``: a section of its own, not inherited."""
+    """``[DEFAULT]``: a section like others. Only its transport_url counts elsewhere."""
 
-    log_file: str = option(LOG_FILE, "sys.stderr", "sys.stderr, sys.stdout or a file (daily)")
+    log_file: str = option(
+        LOG_FILE, "sys.stderr", "sys.stderr, sys.stdout, or a file that is rotated daily"
+    )
     debug_level: str = option(LEVEL, "info", "log level of this program")
     libs_debug_level: str = option(LEVEL, "warn", "log level of pika and urllib3")
-    transport_url: str = option(NO_URL, "", "used where the next section has none")
+    transport_url: str = option(OPTIONAL_URL, "", "used if the next section has none")
 
 
 @dataclass(frozen=True)
 class Source:
-    """``[oslo_messaging_notifications]`` or one of its named sections: what is consumed."""
+    """``[oslo_messaging_notifications]`` or one of its named sections: what to consume."""
 
     transport_url: str = option(
         TRANSPORT_URL,
@@ -219,31 +240,54 @@ class Source:
     )
     topic: str = option(NAME, "notifications", "routing keys are <topic>.<priority>")
     exchange: str = option(NAME, "neutron", "control_exchange of the publishing service")
-    event_type: Regex = option(REGEX, re.compile(r"^port\.delete\.end$"), "which events count")
-    publisher_id: Regex = option(REGEX, re.compile(r"^network.*$"), "whose events count")
-    context: Rules = option(RULES, (), "what values of the request context must match")
-    metadata: Rules = option(RULES, (), "what message_id and timestamp must match")
-    payload: Rules = option(RULES, (), "what values of the payload must match")
-    pool: str = option(POOL, "k2hr3_osnl", "our queue; empty: the services' <topic>.<priority>")
+    event_type: Regex = option(REGEX, re.compile(r"^port\.delete\.end$"), "event types to accept")
+    publisher_id: Regex = option(REGEX, re.compile(r"^network.*$"), "publishers to accept")
+    context: Rules = option(RULES, (), "key:regex,key:regex that the request context must match")
+    metadata: Rules = option(
+        RULES, (), "key:regex,key:regex that message_id and timestamp must match"
+    )
+    payload: Rules = option(RULES, (), "key:regex,key:regex that the payload must match")
+    pool: str = option(
+        POOL, "k2hr3_osnl", "our queue; if empty, the services' queues <topic>.<priority>"
+    )
     name: str = "oslo_messaging_notifications"
 
 
 @dataclass(frozen=True)
 class Rabbit:
-    """``[oslo_messaging_rabbit]``: what matters here of oslo.messaging's RabbitMQ driver."""
+    """``[oslo_messaging_rabbit]``: the options of oslo.messaging's driver that are used here."""
 
     ssl: bool = option(BOOLEAN, False, "TLS to the broker")
-    ssl_ca_file: str = option(FILE, "", "CA of the broker; empty: encrypted but unverified")
+    ssl_ca_file: str = option(
+        FILE, "", "CA of the broker; if empty, its certificate is not verified"
+    )
     ssl_cert_file: str = option(FILE, "", "our certificate")
     ssl_key_file: str = option(FILE, "", "its key")
-    ssl_enforce_hostname_verification: bool = option(BOOLEAN, True, "certificate must name host")
+    ssl_enforce_hostname_verification: bool = option(
+        BOOLEAN, True, "the broker's certificate must name its host"
+    )
     rabbit_login_method: str = option(LOGIN, "AMQPLAIN", "AMQPLAIN and PLAIN are sent as PLAIN")
     rabbit_quorum_queue: bool = option(BOOLEAN, False, "create quorum queues")
-    rabbit_qos_prefetch_count: int = option(_whole(0, 65535), 200, "notifications in hand; 0: 200")
-    heartbeat_timeout_threshold: int = option(_whole(0, 3600), 60, "seconds; 0: no heartbeat")
-    rabbit_retry_interval: int = option(_whole(1, 3600), 1, "first pause between connects, seconds")
-    rabbit_retry_backoff: int = option(_whole(0, 3600), 2, "by how much it grows, seconds")
-    rabbit_interval_max: int = option(_whole(1, 3600), 30, "the longest such pause, seconds")
+    rabbit_qos_prefetch_count: int = option(
+        _whole_number(0, 65535), 200, "most unacked notifications at a time; 0 means 200"
+    )
+    heartbeat_timeout_threshold: int = option(
+        _whole_number(0, 3600), 60, "seconds; 0: no heartbeat"
+    )
+    rabbit_retry_interval: int = option(
+        _whole_number(1, 3600), 1, "seconds before connecting again"
+    )
+    rabbit_retry_backoff: int = option(
+        _whole_number(0, 3600), 2, "seconds added to that pause after each failure"
+    )
+    rabbit_interval_max: int = option(
+        _whole_number(1, 3600), 30, "the longest such pause in seconds"
+    )
+
+    @property
+    def prefetch(self) -> int:
+        """The limit of unacked notifications. In AMQP 0 would mean no limit, so 200 is used."""
+        return self.rabbit_qos_prefetch_count or 200
 
 
 @dataclass(frozen=True)
@@ -251,24 +295,34 @@ class K2hr3:
     """``[k2hr3]``: the Role API."""
 
     api_url: str = option(API_URL, "https://localhost/v1/role", "K2HR3's Role API")
-    timeout_seconds: int = option(_whole(1, 600), 60, "an attempt ends within this")
-    retry_interval_seconds: int = option(_whole(1, 600), 60, "longest pause between attempts")
-    max_retries: int = option(_whole(0, 1000), 5, "how often the command delete tries again")
+    timeout_seconds: int = option(_whole_number(1, 600), 60, "seconds in which an attempt ends")
+    retry_interval_seconds: int = option(
+        _whole_number(1, 600), 60, "longest pause in seconds between two attempts or probes"
+    )
+    max_retries: int = option(
+        _whole_number(0, 1000), 5, "how often the command delete tries again; not for the daemon"
+    )
     allow_self_signed_cert: bool = option(BOOLEAN, False, "do not verify the API's certificate")
-    ca_file: str = option(FILE, "", "CA of the API; empty: the system's")
+    ca_file: str = option(FILE, "", "CA of the API; if empty, those of the system")
     cert_file: str = option(FILE, "", "our certificate")
     key_file: str = option(FILE, "", "its key")
-    concurrency: int = option(_whole(1, 256), 1, "attempts at once")
+    concurrency: int = option(_whole_number(1, 256), 1, "most attempts at a time")
     dead_letter_after_seconds: int = option(
-        _whole(0, 10**9), 0, "a deletion failing for so long is a dead letter; 0: never"
+        _whole_number(0, 10**9), 0, "failing so long makes a deletion a dead letter; 0: never"
     )
 
 
-#: Events of ports that are still there. (Nova's notifications say themselves who is deleted.)
-LIVING_PORTS = ("port.create.end", "port.update.end")
-NOTIFICATIONS, RABBIT = "oslo_messaging_notifications", "oslo_messaging_rabbit"
-#: What the section of a named source brings if it has the name of a service. Nova's API and its
-#: computes both publish deletions, so no publisher is left out there: the state decides.
+NOTIFICATIONS = "oslo_messaging_notifications"
+RABBIT = "oslo_messaging_rabbit"
+#: The options, one dataclass for each section. A section of a named source has those of `Source`.
+OPTIONS: dict[str, Any] = {
+    "DEFAULT": Default,
+    NOTIFICATIONS: Source,
+    RABBIT: Rabbit,
+    "k2hr3": K2hr3,
+}
+#: Defaults of sections with these names: Neutron, Nova, and Nova's legacy notifications. Nova's
+#: publisher is left open, since its computes, its API and its conductor all publish deletions.
 PRESETS: dict[str, dict[str, Any]] = {
     f"{NOTIFICATIONS}:neutron": {
         "exchange": "neutron",
@@ -289,33 +343,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         "publisher_id": None,
     },
 }
-#: The option table: one dataclass a section. A named source's section is like the second.
-OPTIONS: dict[str, Any] = {
-    "DEFAULT": Default,
-    NOTIFICATIONS: Source,
-    RABBIT: Rabbit,
-    "k2hr3": K2hr3,
+#: Events of ports that still exist. (Nova's payloads have a state, so they need no such check.)
+LIVING_PORT_EVENTS = ("port.create.end", "port.update.end")
+#: Nova's event for a deletion -> its event for a forced deletion while the host is down.
+FORCED_DELETIONS = {
+    "instance.delete.end": "instance.update",
+    "compute.instance.delete.end": "compute.instance.force_delete.end",
 }
-#: Options that the predecessor or oslo.messaging know, accepted without effect.
+#: Options of the predecessor and of oslo.messaging that are accepted and have no effect.
 WITHOUT_EFFECT = {
     NOTIFICATIONS: ("executor", "allow_requeue", "topics", "driver", "retry"),
     "k2hr3": ("requeue_on_error",),
 }
-#: Other names of options: the predecessor's, and older oslo.messaging's.
-SAME_AS = {
+#: Other names of options: the predecessor's, and those of older releases of oslo.messaging.
+ALIASES = {
     "retries": "max_retries",
     "rabbit_use_ssl": "ssl",
     "kombu_ssl_ca_certs": "ssl_ca_file",
     "kombu_ssl_certfile": "ssl_cert_file",
     "kombu_ssl_keyfile": "ssl_key_file",
 }
-#: Section -> option -> its text, and the file or variable it stands in.
+#: settings[section][option]: the text, and the file or variable that it comes from.
 Settings = Dict[str, Dict[str, Tuple[str, str]]]
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings, checked: read by `load`, or made in code by a program that embeds this one."""
+    """All settings. `load` reads and checks them; an embedding program may make them in code."""
 
     default: Default = Default()
     sources: tuple[Source, ...] = (Source(),)
@@ -326,15 +380,16 @@ class Config:
 
     @property
     def queue(self) -> str:
-        """Our queue, after which the retry and the dead-letter queue are named."""
+        """The pool of the first source. The names of our other two queues begin with it."""
         return self.sources[0].pool or "k2hr3_osnl"
 
     @classmethod
     def load(cls, *files: str, environ: Mapping[str, str] = os.environ) -> Config:
-        """Read settings files, later over earlier ones, and ``OS_<SECTION>__<OPTION>`` over them.
+        """Read settings files, of which a later one overrides an earlier one.
 
-        As oslo.config reads them: the last of duplicate keys wins, surrounding quotes go, ``$$``
-        is ``$``, ``%`` is nothing special.
+        Environment variables ``OS_<SECTION>__<OPTION>`` override the files. Texts are read as
+        oslo.config reads them: the last of duplicate keys wins, surrounding quotes are removed,
+        ``$$`` is ``$``, and ``%`` has no special meaning.
 
         :raises ConfigError: a file can't be read, or a value is wrong
         """
@@ -342,60 +397,32 @@ class Config:
         for file in files:
             _read_file(file, settings)
         variables = _read_environment(environ, settings)
-        default = _section("DEFAULT", settings, Default())
-        if default.transport_url:
-            settings[NOTIFICATIONS].setdefault(
-                "transport_url", settings["DEFAULT"]["transport_url"]
-            )
-        base = _section(NOTIFICATIONS, settings, Source())
-        sources = tuple(
-            _section(section, settings, dataclasses.replace(base, **PRESETS.get(section, {})))
-            for section in settings
-            if section.startswith(NOTIFICATIONS + ":")
-        ) or (base,)
+        _inherit_transport_url(settings)
+        default, base, rabbit, k2hr3 = (
+            _build_section(section, settings, table()) for section, table in OPTIONS.items()
+        )
+        sources = tuple(_named_sources(settings, base)) or (base,)
         for source in sources:
-            if source.transport_url != base.transport_url:
-                raise ConfigError(
-                    f"{settings[source.name]['transport_url'][1]}: [{source.name}] "
-                    f"transport_url: accepted is the one of [{NOTIFICATIONS}]; for "
-                    "another broker run a second listener"
-                )
-            if source.pool in [f"{source.topic}.{priority}" for priority in PRIORITIES]:
-                raise ConfigError(
-                    f"{', '.join(files)}: [{source.name}] pool = {source.pool}: the "
-                    "services' own queue; accepted is another name, or nothing"
-                )
-        # oslo.messaging lets the query of a transport URL override its driver's options
-        url, origin = settings[NOTIFICATIONS].get("transport_url", ("", ""))
-        for name, text in urllib.parse.parse_qsl(url.partition("?")[2]):
-            settings[RABBIT][name] = text, f"{origin}, query of transport_url"
-        rabbit = _section(RABBIT, settings, Rabbit())
-        k2hr3 = _section("k2hr3", settings, K2hr3())
-        try:  # the files of TLS, which only fit together
+            _check_source(source, base, settings)
+        try:  # both raise where a certificate and its key do not fit
             parse_transport_url(base.transport_url, rabbit)
-            RoleApi(k2hr3)
+            role_api_tls(k2hr3)
         except ConfigError as error:
             raise ConfigError(f"{', '.join(files)}: {error}") from None
-        return cls(
-            default,
-            sources,
-            rabbit,
-            k2hr3,
-            (*files, *variables),
-            (
-                *_unknown_options(settings),
-                *_overruled_options(settings, base),
-                *_risks(sources, rabbit, k2hr3, files),
-            ),
+        warnings = (
+            *_unknown_options(settings),
+            *_overruled_options(settings, base),
+            *_risks(sources, rabbit, k2hr3, files),
         )
+        return cls(default, sources, rabbit, k2hr3, (*files, *variables), warnings)
 
 
-def _put(settings: Settings, section: str, name: str, text: str, origin: str) -> None:
-    """Set an option's text as oslo.config reads it."""
+def _set_option(settings: Settings, section: str, name: str, text: str, origin: str) -> None:
+    """Set an option to a text, as oslo.config reads it."""
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1]
-    settings[section][SAME_AS.get(name, name)] = text.replace("$$", "$"), origin
+    settings[section][ALIASES.get(name, name)] = text.replace("$$", "$"), origin
 
 
 def _read_file(file: str, settings: Settings) -> None:
@@ -406,68 +433,102 @@ def _read_file(file: str, settings: Settings) -> None:
         with open(file, encoding="utf-8-sig") as lines:
             parser.read_file(lines)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        # configparser's own text quotes the line, password and all
+        # configparser's own text would quote the line, which may hold a password
         errors = getattr(error, "errors", None) or [(getattr(error, "lineno", 0), "")]
-        what = f"line {errors[0][0]} is no option = value" if errors[0][0] else str(error)
+        what = f"line {errors[0][0]} is not an option = value" if errors[0][0] else str(error)
         raise ConfigError(
-            f"{file}: {what}: accepted is a text file of [section] and option = value"
+            f"{file}: {what}: expected a text file of [section] and option = value"
         ) from None
     for section in parser.sections():
-        settings.setdefault(section, {})  # a named source may inherit everything
+        settings.setdefault(section, {})  # an empty section of a named source counts, too
         for name, text in parser.items(section):
-            _put(settings, section, name, text, file)
+            _set_option(settings, section, name, text, file)
 
 
 def _read_environment(environ: Mapping[str, str], settings: Settings) -> list[str]:
-    """Put in what the environment says; returns which variables these were."""
+    """Set options from environment variables; return the variables that were used."""
     sections = {f"OS_{section}".upper(): section for section in settings}
     origins = []
     for variable, text in environ.items():
-        prefix, mark, name = variable.upper().partition("__")
-        if mark and prefix in sections:
+        prefix, separator, name = variable.upper().partition("__")
+        if separator and prefix in sections:
             origins.append(f"environment variable {variable}")
-            _put(settings, sections[prefix], name.lower(), text, origins[-1])
+            _set_option(settings, sections[prefix], name.lower(), text, origins[-1])
     return origins
 
 
-def _section(section: str, settings: Settings, base: Any) -> Any:
-    """`base`, the dataclass of a section, with what the settings say."""
+def _inherit_transport_url(settings: Settings) -> None:
+    """Use the URL of DEFAULT if there is no other, and the options in a URL's query.
+
+    oslo.messaging does the same.
+    """
+    if settings["DEFAULT"].get("transport_url", ("",))[0]:
+        settings[NOTIFICATIONS].setdefault("transport_url", settings["DEFAULT"]["transport_url"])
+    url, origin = settings[NOTIFICATIONS].get("transport_url", ("", ""))
+    for name, text in urllib.parse.parse_qsl(url.partition("?")[2]):
+        settings[RABBIT][name] = text, f"{origin}, query of transport_url"
+
+
+def _named_sources(settings: Settings, base: Source) -> Iterator[Source]:
+    for section in settings:
+        if section.startswith(f"{NOTIFICATIONS}:"):
+            preset = dataclasses.replace(base, **PRESETS.get(section, {}))
+            yield _build_section(section, settings, preset)
+
+
+def _check_source(source: Source, base: Source, settings: Settings) -> None:
+    if source.transport_url != base.transport_url:
+        raise ConfigError(
+            f"{settings[source.name]['transport_url'][1]}: [{source.name}] transport_url: expected "
+            f"that of [{NOTIFICATIONS}], since all sources share it; for another broker run a "
+            "second listener"
+        )
+    if source.pool in [f"{source.topic}.{priority}" for priority in PRIORITIES]:
+        raise ConfigError(
+            f"[{source.name}] pool = {source.pool}: this is the services' own queue; expected "
+            "another name, or nothing"
+        )
+
+
+def _build_section(section: str, settings: Settings, base: Any) -> Any:
+    """Return `base`, the dataclass of a section, changed by what the settings say."""
     values: dict[str, Any] = {"name": section} if isinstance(base, Source) else {}
     for field in dataclasses.fields(base):
-        if field.metadata and field.name in settings[section]:
-            kind, (text, origin) = field.metadata["kind"], settings[section][field.name]
-            try:
-                values[field.name] = kind.parse(text)
-                if not kind.fits(values[field.name]):
-                    raise ValueError
-            except (ValueError, LookupError, ArithmeticError, OSError, re.error, ConfigError):
-                shown = re.sub("//.*@", "//…@", " ".join(text.split()))
-                if not field.repr:  # a password, wherever it stands
-                    shown = shown.partition(":")[0] + ":…"
-                raise ConfigError(
-                    f"{origin}: [{section}] {field.name} = {shown}: accepted is {kind.accepts}"
-                ) from None
+        if not field.metadata or field.name not in settings[section]:
+            continue
+        kind = field.metadata["kind"]
+        text, origin = settings[section][field.name]
+        try:
+            values[field.name] = kind.parse(text)
+            if not kind.is_valid(values[field.name]):
+                raise ValueError
+        except (ValueError, LookupError, ArithmeticError, OSError, re.error, ConfigError):
+            shown = re.sub("//.*@", "//…@", " ".join(text.split()))
+            if not field.repr:  # a password may be anywhere behind the first colon
+                shown = shown.partition(":")[0] + ":…"
+            raise ConfigError(
+                f"{origin}: [{section}] {field.name} = {shown}: expected {kind.expected}"
+            ) from None
     return dataclasses.replace(base, **values)
 
 
-def _unknown_options(settings: Settings) -> Iterable[str]:
+def _unknown_options(settings: Settings) -> Iterator[str]:
     for section, given in settings.items():
         table = section.partition(":")[0]
-        if table in WITHOUT_EFFECT:
-            known = [field.name for field in dataclasses.fields(OPTIONS[table]) if field.metadata]
-            for name in given.keys() - {*known, *WITHOUT_EFFECT[table]}:
-                near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-                yield f"{given[name][1]}: [{section}] {name}: unknown; the nearest known is {near}"
+        if table not in WITHOUT_EFFECT:
+            continue
+        known = [field.name for field in dataclasses.fields(OPTIONS[table]) if field.metadata]
+        for name in sorted(given.keys() - {*known, *WITHOUT_EFFECT[table]}):
+            nearest = difflib.get_close_matches(name, known, 1, 0.0)[0]
+            yield f"{given[name][1]}: [{section}] {name}: unknown; the nearest known is {nearest}"
 
 
-def _overruled_options(settings: Settings, base: Source) -> Iterable[str]:
+def _overruled_options(settings: Settings, base: Source) -> Iterator[str]:
+    """Warn about options of the unnamed section that a named section replaces by its preset."""
     for section in settings.keys() & PRESETS.keys():
         for name, value in PRESETS[section].items():
-            if (
-                name in settings[NOTIFICATIONS]
-                and name not in settings[section]
-                and getattr(base, name) != value
-            ):
+            is_given = name in settings[NOTIFICATIONS] and name not in settings[section]
+            if is_given and getattr(base, name) != value:
                 yield (
                     f"{settings[NOTIFICATIONS][name][1]}: [{NOTIFICATIONS}] {name}: not used by "
                     f"[{section}], which has its own; set it in that section to change it"
@@ -476,28 +537,28 @@ def _overruled_options(settings: Settings, base: Source) -> Iterable[str]:
 
 def _risks(
     sources: Iterable[Source], rabbit: Rabbit, k2hr3: K2hr3, files: Iterable[str]
-) -> Iterable[str]:
+) -> Iterator[str]:
     if rabbit.ssl and not rabbit.ssl_ca_file:
-        yield f"[{RABBIT}] ssl without ssl_ca_file: encrypted but unverified"
+        yield f"[{RABBIT}] ssl without ssl_ca_file: unverified, any broker is trusted"
     if k2hr3.allow_self_signed_cert:
         yield "[k2hr3] allow_self_signed_cert: any server is trusted; see ca_file"
     for source in sources:
-        for event_type in filter(partial(_matches, source.event_type), LIVING_PORTS):
+        for event_type in filter(partial(_matches, source.event_type), LIVING_PORT_EVENTS):
             yield (
                 f"[{source.name}] event_type accepts {event_type}: living instances would lose "
                 "their rights"
             )
     for file in files:
         if os.stat(file).st_mode & 0o004:
-            yield f"{file}: can be read by everyone, and may hold a password: chmod o-r"
+            yield f"{file}: everyone can read it, and it may hold a password: chmod o-r"
 
 
 def tls_context(
     options: str, ca_file: str, cert_file: str, key_file: str, verify: bool
 ) -> ssl.SSLContext:
-    """A client's TLS context.
+    """Make the TLS context of a client.
 
-    :param options: the names of the three files' options, for the error
+    :param options: the names of the three options, for the error
     :raises ConfigError: the files can't be used
     """
     try:
@@ -507,10 +568,11 @@ def tls_context(
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = ", ".join(file for file in (ca_file, cert_file, key_file) if file)
         raise ConfigError(
-            f"{options} = {files}: {error}: accepted are PEM files, without pass phrase"
+            f"{options} = {files}: {error}: expected PEM files without a pass phrase"
         ) from None
     if not verify:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     return context
 
 
@@ -518,79 +580,93 @@ def tls_context(
 
 _TRANSPORT = re.compile(r"(?:rabbit|kombu|amqp)://(?P<hosts>[^/?]+)/?(?P<path>[^?]*)(?:\?.*)?")
 _HOST = re.compile(
-    r"(?:(?P<user>[^:@]*)(?::(?P<password>.*))?@)?(?:\[(?P<ipv6>[\da-fA-F:.%]+)\]|"
-    r"(?P<name>[^\[\]:@\s]+))(?::(?P<port>[1-9]\d{0,4}))?"
+    r"(?:(?P<user>[^:@]*)(?::(?P<password>.*))?@)?"
+    r"(?:\[(?P<ipv6>[\da-fA-F:.%]+)\]|(?P<name>[^\[\]:@\s]+))(?::(?P<port>[1-9]\d{0,4}))?"
 )
 
 
 def parse_transport_url(url: str, rabbit: Rabbit = Rabbit()) -> list[pika.ConnectionParameters]:
-    """Connection parameters for each host of a transport URL; they are alternatives.
+    """Return connection parameters for each host of a transport URL. Any one of them will do.
 
     https://docs.openstack.org/oslo.messaging/latest/reference/transport.html
 
-    :raises ConfigError: another form; the URL itself is not repeated, it holds a password
+    :raises ConfigError: the URL is wrong. The text does not show it, since it may hold a password.
     """
     parts = _TRANSPORT.fullmatch(url)
-    hosts = [_HOST.fullmatch(host) for host in parts["hosts"].split(",")] if parts else []
-    tls = rabbit.ssl and tls_context(
+    hosts = [_HOST.fullmatch(host) for host in parts["hosts"].split(",")] if parts else [None]
+    tls = _rabbit_tls(rabbit)
+    found = []
+    for host in hosts:
+        if parts is None or host is None or int(host["port"] or 5672) > 65535:
+            raise ConfigError(f"transport_url: expected {TRANSPORT_URL.expected}")
+        name = host["ipv6"] or host["name"]
+        parameters = pika.ConnectionParameters(
+            name,
+            int(host["port"] or 5672),
+            urllib.parse.unquote(parts["path"]) or "/",
+            _credentials(host["user"], host["password"], rabbit),
+            heartbeat=rabbit.heartbeat_timeout_threshold,
+            ssl_options=pika.SSLOptions(tls, name) if tls else None,
+            socket_timeout=5,  # seconds, as for the TLS handshake and the login below
+            stack_timeout=5,
+            client_properties={"connection_name": f"k2hr3_osnl on {socket.gethostname()}"},
+        )
+        found.append(parameters)
+    return found
+
+
+def _credentials(user: str | None, password: str | None, rabbit: Rabbit) -> Any:
+    if rabbit.rabbit_login_method.upper() == "EXTERNAL":
+        return pika.credentials.ExternalCredentials()
+    if not user:
+        user, password = "guest", password or "guest"
+    return pika.PlainCredentials(urllib.parse.unquote(user), urllib.parse.unquote(password or ""))
+
+
+def _rabbit_tls(rabbit: Rabbit) -> ssl.SSLContext | None:
+    if not rabbit.ssl:
+        return None
+    context = tls_context(
         f"[{RABBIT}] ssl_ca_file, ssl_cert_file, ssl_key_file",
         rabbit.ssl_ca_file,
         rabbit.ssl_cert_file,
         rabbit.ssl_key_file,
         verify=bool(rabbit.ssl_ca_file),
     )
-    if tls and not rabbit.ssl_enforce_hostname_verification:
-        tls.check_hostname = False
-    found = []
-    for host in hosts or [None]:
-        if parts is None or host is None or int(host["port"] or 5672) > 65535:
-            raise ConfigError(f"transport_url: accepted is {TRANSPORT_URL.accepts}")
-        name = host["ipv6"] or host["name"]
-        user, password = (
-            urllib.parse.unquote(text)
-            for text in (
-                host["user"] or "guest",
-                host["password"] or ("" if host["user"] else "guest"),
-            )
-        )
-        found.append(
-            pika.ConnectionParameters(
-                host=name,
-                port=int(host["port"] or 5672),
-                virtual_host=urllib.parse.unquote(parts["path"]) or "/",
-                credentials=pika.credentials.ExternalCredentials()
-                if rabbit.rabbit_login_method.upper() == "EXTERNAL"
-                else pika.PlainCredentials(user, password),
-                heartbeat=rabbit.heartbeat_timeout_threshold,
-                ssl_options=pika.SSLOptions(tls, name) if tls else None,
-                socket_timeout=5,
-                stack_timeout=5,  # seconds to accept, negotiate TLS and log us in
-                client_properties={"connection_name": f"k2hr3_osnl on {socket.gethostname()}"},
-            )
-        )
-    return found
+    if not rabbit.ssl_enforce_hostname_verification:
+        context.check_hostname = False
+    return context
 
 
 def connect(
     hosts: list[pika.ConnectionParameters], give_up: Callable[[], bool] = lambda: False
 ) -> pika.BlockingConnection:
-    """Connect to the first host that answers, tried in shuffled order as oslo.messaging does.
+    """Connect to the first host that answers. The order is random, as oslo.messaging's is.
 
-    :param give_up: asked before each host
-    :raises Error: none answered; names each and why
+    :param give_up: asked before each host; True means to try no more
+    :raises Error: no host answered; the text names each one and its reason
     """
     problems = []
     for host in random.sample(hosts, len(hosts)):
         try:
             if not give_up():
                 return pika.BlockingConnection(host)
-        except Exception as error:  # pika lets through what TLS, sockets and resolvers raise
+        except Exception as error:  # pika also raises errors of TLS, sockets and DNS
             problems.append(f"{host.host}:{host.port}: {explain(error)}")
     raise Error("no broker reached: " + "; ".join(problems))
 
 
+def close_quietly(connection: pika.BlockingConnection | None) -> None:
+    """Close a connection to the broker, whatever state it is in."""
+    try:
+        if connection and connection.is_open:
+            connection.close()
+    except Exception as error:
+        LOG.debug(f"error while closing a connection to the broker: {explain(error)}")
+
+
 def explain(error: BaseException | None) -> str:
-    """One line about an error of pika's: what came back and what to check."""
+    """Describe an error, mostly one of pika's, in one line: what came back and what to check."""
     if isinstance(error, (amqp.ProbableAuthenticationError, amqp.ProbableAccessDeniedError)):
         return f"refused: check user, password and virtual host of transport_url ({error})"
     if isinstance(error, (amqp.ConnectionClosed, amqp.ChannelClosed)):
@@ -603,7 +679,10 @@ def explain(error: BaseException | None) -> str:
 def refusal(
     connection: pika.BlockingConnection, request: Callable[[BlockingChannel], Any]
 ) -> amqp.ChannelClosedByBroker | None:
-    """Make a request on a channel of its own, since the broker closes it where it refuses."""
+    """Make a request; return the broker's refusal, or None.
+
+    The request gets a channel of its own, because the broker closes the channel if it refuses.
+    """
     try:
         with connection.channel() as channel:
             request(channel)
@@ -612,31 +691,43 @@ def refusal(
     return None
 
 
-def look_at(
-    connection: pika.BlockingConnection, queue: str
-) -> tuple[int, int, amqp.ChannelClosedByBroker | None]:
-    """How many messages are ready in a queue, its consumers, and how the broker refused to tell."""
+class QueueState(NamedTuple):
+    """The answer to a passive declare; `refused` is the error if the broker did not tell."""
+
+    ready: int = 0
+    consumers: int = 0
+    refused: Optional[amqp.ChannelClosedByBroker] = None
+
+
+def inspect_queue(connection: pika.BlockingConnection, queue: str) -> QueueState:
+    """Ask for the state of a queue. This changes nothing."""
     try:
         with connection.channel() as channel:
             found: Any = channel.queue_declare(queue, passive=True).method
-            return found.message_count, found.consumer_count, None
+            return QueueState(found.message_count, found.consumer_count)
     except amqp.ChannelClosedByBroker as error:
-        return 0, 0, error
+        return QueueState(refused=error)
 
 
 def ensure_queue(
-    connection: pika.BlockingConnection, name: str, create: str = ""
+    connection: pika.BlockingConnection, queue: str, create: str = ""
 ) -> amqp.ChannelClosedByBroker | None:
-    """Use a queue as it is, else create it as "classic" or "quorum"; returns how it was refused."""
+    """Check that a queue exists, and create it if it does not.
+
+    :param create: the type to create, "classic" or "quorum"; if empty, do not create it
+    :return: the broker's refusal, or None
+    """
     arguments: dict[str, Any] = {"x-queue-type": create}
-    if create == "quorum":  # -1 drops at the first return on 3.x, and no limit means 20 on 4.x
+    if create == "quorum":
+        # RabbitMQ 4.x drops a message after 20 returns if there is no limit, and 3.x after the
+        # first one if the limit is -1, which means "no limit" on 4.x.
         arguments["x-delivery-limit"] = 2_000_000_000
-    for _ in range(2):  # a 406 means that another listener was faster: then it exists
-        _, _, refused = look_at(connection, name)
+    for _ in range(2):  # 406: another listener has just created it, so look once more
+        refused = inspect_queue(connection, queue).refused
         if refused and refused.reply_code == 404 and create:
             refused = refusal(
                 connection,
-                lambda channel: channel.queue_declare(name, durable=True, arguments=arguments),
+                lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments),
             )
         if refused is None or refused.reply_code != 406:
             break
@@ -646,12 +737,16 @@ def ensure_queue(
 # --- Notification ------------------------------------------------------------------------------
 
 PRIORITIES = ("audit", "debug", "info", "warn", "error", "critical", "sample")
-MAX_BYTES = 8 * 1024 * 1024  #: of a body, as it arrives and unpacked; usual are some thousand
+MAX_BYTES = 8 * 1024 * 1024  #: limit of a body, received or unpacked; most have a few thousand
+_UNPACKERS: dict[Any, Any] = {
+    "application/x-gzip": zlib.decompressobj,
+    "application/x-bz2": bz2.BZ2Decompressor,
+}
 
 
 @dataclass(frozen=True)
 class Notification:
-    """What an OpenStack service published, in the words of oslo.messaging's endpoints."""
+    """What an OpenStack service published. The names are those of oslo.messaging's endpoints."""
 
     context: Mapping[str, Any]
     publisher_id: str
@@ -662,29 +757,21 @@ class Notification:
 
 
 def decode(body: bytes, properties: pika.BasicProperties) -> Notification:
-    """Read a message body of oslo.messaging's drivers ``messaging`` and ``messagingv2``.
+    """Decode a message of oslo.messaging's drivers ``messaging`` and ``messagingv2``.
 
     https://docs.openstack.org/oslo.messaging/latest/reference/notification_driver.html
 
-    :raises MalformedNotification: it is none, with a reason that a person understands
+    :raises MalformedNotification: it is not such a message; the text says why
     """
     message = _parse_json(_unpack(body, properties))
     if "oslo.version" in message and "oslo.message" in message:
-        version, text = message["oslo.version"], message["oslo.message"]
-        try:  # minor versions are compatible, newer ones, too
-            major, _minor = map(int, version.split(".")[:2])
-        except (AttributeError, ValueError):
-            major = 0
-        if major != 2:
-            raise MalformedNotification(f"envelope version {version!r} is not 2.x")
-        if not isinstance(text, str):
-            raise MalformedNotification("oslo.message is not a text")
-        message = _parse_json(text)
+        message = _open_envelope(message["oslo.version"], message["oslo.message"])
     for name in ("publisher_id", "event_type", "priority"):
         if not isinstance(message.get(name), str):
-            raise MalformedNotification(f"{name} is missing or not a text")
+            raise MalformedNotification(f"{name} is missing or not a string")
+    context = {name[9:]: value for name, value in message.items() if name.startswith("_context_")}
     return Notification(
-        {name[9:]: value for name, value in message.items() if name.startswith("_context_")},
+        context,
         message["publisher_id"],
         message["event_type"],
         message["priority"].lower(),
@@ -695,13 +782,9 @@ def decode(body: bytes, properties: pika.BasicProperties) -> Notification:
 
 def _unpack(body: bytes, properties: pika.BasicProperties) -> str:
     compression = (properties.headers or {}).get("compression")
-    unpackers: dict[Any, Any] = {
-        "application/x-gzip": zlib.decompressobj,
-        "application/x-bz2": bz2.BZ2Decompressor,
-    }
     try:
         if compression and len(body) <= MAX_BYTES:
-            unpacker = unpackers[compression]()
+            unpacker = _UNPACKERS[compression]()
             body = unpacker.decompress(body, MAX_BYTES + 1)
             if len(body) <= MAX_BYTES and not unpacker.eof:
                 raise MalformedNotification(f"the {compression!r} body is cut off")
@@ -716,25 +799,39 @@ def _unpack(body: bytes, properties: pika.BasicProperties) -> str:
         raise MalformedNotification(f"the body is not {compression!r}: {error}") from None
 
 
+def _open_envelope(version: Any, text: Any) -> dict[str, Any]:
+    try:  # all 2.x are compatible, so only the major number is checked
+        major, _minor = map(int, version.split(".")[:2])
+    except (AttributeError, ValueError):
+        major = 0
+    if major != 2:
+        raise MalformedNotification(f"envelope version {version!r} is not 2.x")
+    if not isinstance(text, str):
+        raise MalformedNotification("oslo.message is not a string")
+    return _parse_json(text)
+
+
 def _parse_json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
         raise MalformedNotification(f"the body is not JSON: {error}") from None
     except RecursionError:
-        raise MalformedNotification("the body is JSON nested too deep") from None
+        raise MalformedNotification("the body is JSON nested too deeply") from None
     if not isinstance(value, dict):
         raise MalformedNotification("the body is JSON, but not an object")
     return value
 
 
+#: In an envelope the message is a JSON string, in which quotes are escaped.
 _EVENT_TYPE = re.compile(rb'event_type(\\?)"\s*:\s*\1"([\w.:-]+)\1"')
 
 
 def quick_event_type(body: bytes, properties: pika.BasicProperties) -> bytes | None:
-    r"""The event type where the raw body shows it beyond doubt: once, and no key in disguise.
+    r"""Find the event type in the raw body: this is much faster than decoding it.
 
-    None where it is compressed, or where letters of a key may be written as ``\u00..``.
+    Returns None if this quick look is not reliable: the body is compressed, has the key more than
+    once, or has escapes like ``\u0065`` that could hide a key.
     """
     found = _EVENT_TYPE.search(body)
     if (
@@ -751,27 +848,30 @@ def quick_event_type(body: bytes, properties: pika.BasicProperties) -> bytes | N
 
 
 def accepts(source: Source, notification: Notification) -> bool:
-    """The five rules of oslo.messaging's NotificationFilter; a value that is no text never matches.
+    """Apply the five rules of oslo.messaging's NotificationFilter.
 
+    A value that is not a string never matches.
     https://docs.openstack.org/oslo.messaging/latest/reference/notification_listener.html
     """
     return (
         _matches(source.event_type, notification.event_type)
         and _matches(source.publisher_id, notification.publisher_id)
-        and all(
-            isinstance(values, dict) and _matches(regex, values.get(key))
-            for rules, values in (
-                (source.context, notification.context),
-                (source.metadata, notification.metadata),
-                (source.payload, notification.payload),
-            )
-            for key, regex in rules
-        )
+        and _all_match(source.context, notification.context)
+        and _all_match(source.metadata, notification.metadata)
+        and _all_match(source.payload, notification.payload)
     )
 
 
 def _matches(regex: Regex, value: Any) -> bool:
     return regex is None or (isinstance(value, str) and regex.match(value) is not None)
+
+
+def _all_match(rules: Rules, values: Any) -> bool:
+    if not rules:
+        return True
+    return isinstance(values, dict) and all(
+        _matches(regex, values.get(key)) for key, regex in rules
+    )
 
 
 # --- Deletion ----------------------------------------------------------------------------------
@@ -781,11 +881,12 @@ _UUID = re.compile(r"[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a
 
 @dataclass(frozen=True)
 class Deletion:
-    """What to take out of K2HR3: some addresses of an instance, or, without addresses, all of it.
+    """What to remove from K2HR3: some addresses of an instance, or the whole instance.
 
-    :param cuk: the instance's UUID, in any spelling; K2HR3 compares texts, and answers 204 to
-        any but lower case with dashes without removing anything
-    :raises MalformedNotification: no UUID, or an address that is none
+    :param cuk: the UUID of the instance, which K2HR3 calls cuk, in any spelling. It becomes lower
+        case with dashes: for any other spelling K2HR3 answers 204 and removes nothing.
+    :param ips: IPv4 or IPv6 addresses; without any, the whole instance is meant
+    :raises MalformedNotification: not a UUID, or not an address
     """
 
     cuk: str
@@ -797,59 +898,75 @@ class Deletion:
         object.__setattr__(self, "cuk", str(uuid.UUID(self.cuk)))
         for ip in self.ips:
             try:
-                ipaddress.ip_address(ip if isinstance(ip, str) and "%" not in ip else "")
+                if not isinstance(ip, str) or "%" in ip:  # no zone such as fe80::1%eth0
+                    raise ValueError
+                ipaddress.ip_address(ip)
             except ValueError:
                 raise MalformedNotification(f"address {ip!r} is not an IP address") from None
 
     @property
     def query(self) -> str:
-        """The query of the DELETE. K2HR3 takes a `host` given twice for none: it widens."""
-        host = {"host": json.dumps(self.ips, separators=(",", ":"))} if self.ips else {}
-        return urllib.parse.urlencode({"extra": "openstack-auto-v1", **host, "cuk": self.cuk})
+        """The query of the DELETE.
+
+        `host` is one JSON list: if the parameter came twice, K2HR3 would remove the whole instance.
+        """
+        values = {"extra": "openstack-auto-v1"}  # what OpenStack's instances register with
+        if self.ips:
+            values["host"] = json.dumps(self.ips, separators=(",", ":"))
+        values["cuk"] = self.cuk
+        return urllib.parse.urlencode(values)
 
 
 def _port_deletion(port: Mapping[str, Any]) -> Deletion | None:
-    """Of Neutron's port: its addresses only, since the instance may live on without it."""
-    owner, device_id = _typed(port, "device_owner", str), _typed(port, "device_id", str)
-    fixed_ips = _typed(port, "fixed_ips", list)
-    if (
-        not device_id
-        or not fixed_ips
-        or (not _UUID.fullmatch(device_id) if owner is None else not owner.startswith("compute:"))
-    ):
+    """Return a deletion of the port's own addresses only, since its instance may live on."""
+    owner = _get(port, "device_owner", str)
+    device_id = _get(port, "device_id", str)
+    fixed_ips = _get(port, "fixed_ips", list)
+    if not device_id or not fixed_ips:
+        return None
+    # without an owner, only an instance's port has a UUID as device_id; DHCP's has another text
+    of_instance = _UUID.fullmatch(device_id) if owner is None else owner.startswith("compute:")
+    if not of_instance:
         return None
     addresses: Any = [(ip if isinstance(ip, dict) else {}).get("ip_address") for ip in fixed_ips]
     return Deletion(device_id, tuple(addresses))
 
 
-def _typed(values: Mapping[str, Any], key: str, kind: type) -> Any:
-    """The value of a key, None where it is missing or null."""
-    if values.get(key) is not None and not isinstance(values[key], kind):
-        raise MalformedNotification(f"{key} is a {type(values[key]).__name__}, no {kind.__name__}")
-    return values.get(key)
-
-
 def _instance_deletion(
     instance: Mapping[str, Any], id_key: str, event_type: str
 ) -> Deletion | None:
-    """Of Nova's instance: all of it, exactly if its state is "deleted".
+    """Return a deletion of the whole instance, only if its state is "deleted".
 
-    Nova publishes delete.end for a deletion that failed, too, and none for some that did not; its
-    state tells. Hand-made delete.end without a state is taken at its word.
+    Nova publishes delete.end also for a deletion that failed, and for some deletions only
+    instance.update. So the state decides. A delete.end without any state was made by hand; it is
+    accepted as a deletion.
     """
-    at_its_word = "deleted" if event_type.endswith(".delete.end") else "unknown"
-    state = instance.get("state", at_its_word)
+    by_default = "deleted" if event_type.endswith(".delete.end") else "unknown"
+    state = instance.get("state", by_default)
     if not isinstance(state, str):
-        raise MalformedNotification(f"state is {state!r}, expected a text")
+        raise MalformedNotification(f"state is {state!r}, expected a string")
     return Deletion(instance.get(id_key, "")) if state == "deleted" else None
 
 
-#: The key that tells a payload's shape, and what reads the payload of an event; the first counts.
+def _get(values: Mapping[str, Any], key: str, expected: type) -> Any:
+    """Return the value of a key, None if it is missing or null.
+
+    :raises MalformedNotification: the value has another type than `expected`
+    """
+    value = values.get(key)
+    if value is not None and not isinstance(value, expected):
+        found = type(value).__name__
+        raise MalformedNotification(f"{key} is a {found}, expected a {expected.__name__}")
+    return value
+
+
+#: Payload shapes: a key of the payload, and the function that reads such a payload and its event
+#: type. The first key that the payload has decides.
 PAYLOAD_SHAPES: dict[str, Callable[[Any, str], Optional[Deletion]]] = {
-    "port": lambda payload, event_type: _port_deletion(_typed(payload, "port", dict) or {}),
-    "port_id": lambda payload, event_type: None,  # Neutron, before it sent the port along
+    "port": lambda payload, event_type: _port_deletion(_get(payload, "port", dict) or {}),
+    "port_id": lambda payload, event_type: None,  # old Neutron sends only the port's id
     "nova_object.data": lambda payload, event_type: _instance_deletion(
-        _typed(payload, "nova_object.data", dict) or {}, "uuid", event_type
+        _get(payload, "nova_object.data", dict) or {}, "uuid", event_type
     ),
     "instance_id": lambda payload, event_type: _instance_deletion(
         payload, "instance_id", event_type
@@ -861,71 +978,75 @@ PAYLOAD_SHAPES: dict[str, Callable[[Any, str], Optional[Deletion]]] = {
 
 
 class Endpoint:
-    """Turns notifications into deletions. Subclass it to know more of them.
+    """Turns notifications into deletions. A subclass can support more payloads or priorities.
 
-    As with oslo.messaging's endpoints, a method is named after the priority it is for: the
-    listener subscribes to ``<topic>.<priority>`` for each such method.
+    As in oslo.messaging, a method is named after the priority it is for. The listener subscribes
+    to ``<topic>.<priority>`` for each such method.
     """
 
-    _told_of_old_neutron = False
+    _warned_of_old_neutron = False
 
     def info(self, notification: Notification) -> Deletion | None:
-        """The deletion that a notification leads to, None where it leads to none.
+        """Return the deletion that a notification leads to, None if there is nothing to delete.
 
-        :raises MalformedNotification: as any error here, makes it a dead letter
+        :raises MalformedNotification: this, and any other error, makes it a dead letter
         """
         payload = notification.payload
         if not isinstance(payload, dict):
             raise MalformedNotification("payload is not an object")
         shape = next((key for key in PAYLOAD_SHAPES if key in payload), "")
-        if shape == "port_id" and not self._told_of_old_neutron:
-            self._told_of_old_neutron = True
-            LOG.warning(
-                "this Neutron deletes ports without saying whose: nothing can be deleted "
-                "in K2HR3 by them; use Nova's notifications"
-            )
         if not shape:
-            raise MalformedNotification("payload names no instance")
+            raise MalformedNotification(f"payload has none of {', '.join(PAYLOAD_SHAPES)}")
+        if shape == "port_id" and not self._warned_of_old_neutron:
+            self._warned_of_old_neutron = True
+            LOG.warning(
+                "this Neutron does not say whose ports it deletes, so nothing can be deleted in "
+                "K2HR3: listen to Nova's notifications instead"
+            )
         return PAYLOAD_SHAPES[shape](payload, notification.event_type)
 
     def priorities(self) -> list[str]:
-        """The priorities that there are methods for."""
+        """Return the priorities that have a method."""
         return [name for name in PRIORITIES if callable(getattr(self, name, None))]
 
     def deletion(self, notification: Notification) -> Deletion | None:
-        """What the method of the notification's priority makes of it; None without a method."""
+        """Call the method of the notification's priority; None if there is no such method."""
         if notification.priority not in self.priorities():
             return None
         deletion = getattr(self, notification.priority)(notification)
         if not isinstance(deletion, (Deletion, type(None))):
-            raise MalformedNotification(f"the endpoint made {deletion!r} of it")
+            raise MalformedNotification(f"the endpoint returned {deletion!r}, expected a Deletion")
         return deletion
 
 
 # --- Role API ----------------------------------------------------------------------------------
 
-#: What to check, by the status that came back.
+_DELHOST_HINT = "this host may be missing in the API's delhost role, or K2HR3's store is down"
+_SIZE_HINT = "too many addresses for one request"
+#: What to check, by the status of the answer.
 STATUS_HINTS = {
-    400: "this host's address is not in the API's delhost role, or its store is down",
-    403: "this host's address is not in the API's delhost role, or its store died",
+    400: _DELHOST_HINT,
+    403: _DELHOST_HINT,
     404: "check the path of api_url",
-    414: "too many addresses for one request",
-    431: "too many addresses for one request",
+    414: _SIZE_HINT,
+    431: _SIZE_HINT,
 }
-
-
-#: After so many seconds K2HR3's 204 may mean that one of its store's operations timed out.
+#: An answer that took more seconds is in doubt: an operation of K2HR3's store may have timed out.
 DOUBTFUL_SECONDS = 8.0
+#: What urllib3 raises if there is no answer, or one that is not HTTP.
+NO_ANSWER = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+_HttpResponse: Any = http.client.HTTPResponse
 
 
-_Response: Any = http.client.HTTPResponse
+class _DeadlineReader(io.RawIOBase):
+    """Reads a reply under one deadline, since a socket's own time-out starts anew at each read.
 
-
-class _Reply(io.RawIOBase):
-    """Reads a reply under one deadline; a socket's time-out begins anew with every byte."""
+    HTTPResponse takes it for the socket and calls `makefile`.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock, self._file = sock, sock.makefile("rb", buffering=0)
+        self._sock = sock
+        self._file = sock.makefile("rb", buffering=0)
         self._deadline = time.monotonic() + (sock.gettimeout() or 0.0)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
@@ -946,52 +1067,73 @@ class _Reply(io.RawIOBase):
         super().close()
 
 
-class _Connection(HTTPConnection):
-    """A connection whose attempts end in time, and that is not used again after idling."""
+def _response(sock: socket.socket, *rest: Any, **options: Any) -> Any:
+    return _HttpResponse(_DeadlineReader(sock), *rest, **options)
 
-    idle_seconds = 4.0  # K2HR3 closes it after 5
-    _used = 0.0
-    response_class: Any = staticmethod(
-        lambda sock, *rest, **more: _Response(_Reply(sock), *rest, **more)
-    )
+
+class _Connection(HTTPConnection):
+    """A connection whose attempts end in time, and that is not used again after idling long."""
+
+    idle_seconds = 4.0  # K2HR3 closes an idle connection after 5
+    response_class: Any = staticmethod(_response)
+    _last_used = 0.0
 
     def _new_conn(self) -> socket.socket:
-        """All addresses of the host share one time-out; urllib3 would give it to each."""
-        name, deadline = self._dns_host, time.monotonic() + float(self.timeout or 0)
-        error: Any = urllib3.exceptions.NewConnectionError(cast(Any, self), f"{name}: no address")
+        """Let all addresses of the host share one time-out. urllib3 allows it to each of them."""
+        deadline = time.monotonic() + float(self.timeout or 0)
+        problem: Exception = OSError("no address")
         try:
-            found = socket.getaddrinfo(name, self.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as failure:
-            raise urllib3.exceptions.NewConnectionError(
-                cast(Any, self), f"{name}: {failure}"
-            ) from None
-        for number, address in enumerate(found):
-            left = deadline - time.monotonic()  # a dead address leaves the others their share
-            self._dns_host = str(address[4][0])
-            self.timeout = max(0.01, left / (len(found) - number))
+            addresses = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            addresses = []
+            problem = error
+        for number, (*_, address) in enumerate(addresses):
+            left = deadline - time.monotonic()
+            share = max(0.01, left / (len(addresses) - number))  # a dead one leaves time for others
             try:
-                sock = super()._new_conn()
+                sock = socket.create_connection(cast(Any, address[:2]), share)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.settimeout(max(0.01, deadline - time.monotonic()))
                 return sock
-            except urllib3.exceptions.HTTPError as failure:
-                error = failure
-            finally:
-                self._dns_host = name
-        raise error
+            except OSError as error:
+                problem = error
+        if isinstance(problem, socket.timeout):
+            raise urllib3.exceptions.ConnectTimeoutError(self, f"{self._dns_host}: timed out")
+        raise urllib3.exceptions.NewConnectionError(cast(Any, self), f"{self._dns_host}: {problem}")
 
     def connect(self) -> None:
         super().connect()
-        self._used = time.monotonic()
+        self._last_used = time.monotonic()
 
-    def request(self, *rest: Any, **more: Any) -> None:
-        if self.sock is not None and time.monotonic() - self._used > self.idle_seconds:
+    def request(self, *rest: Any, **options: Any) -> None:
+        if self.sock is not None and time.monotonic() - self._last_used > self.idle_seconds:
             self.close()
-        super().request(*rest, **more)
-        self._used = time.monotonic()
+        super().request(*rest, **options)
+        self._last_used = time.monotonic()
 
 
 class _TlsConnection(_Connection, HTTPSConnection):
     pass
+
+
+def role_api_tls(options: K2hr3) -> ssl.SSLContext | None:
+    """Make the TLS context for the Role API; None if `api_url` is plain HTTP.
+
+    :raises ConfigError: certificate files can't be used
+    """
+    if not options.api_url.startswith("https:"):
+        return None
+    context = tls_context(
+        "[k2hr3] ca_file, cert_file, key_file",
+        options.ca_file,
+        options.cert_file,
+        options.key_file,
+        verify=not options.allow_self_signed_cert,
+    )
+    # The host name is still checked: urllib3 does it then. The check of Python's ssl fails with
+    # urllib3 1.26 if the host is an IP address.
+    context.check_hostname = False
+    return context
 
 
 class RoleApi:
@@ -1003,37 +1145,24 @@ class RoleApi:
     """
 
     def __init__(self, options: K2hr3) -> None:
-        url = urllib.parse.urlsplit(options.api_url)
-        self._path, self._request = url.path or "/", f"DELETE {options.api_url}"
+        self._path = urllib.parse.urlsplit(options.api_url).path or "/"
+        self._request = f"DELETE {options.api_url}"
         self._timeout = urllib3.Timeout(total=options.timeout_seconds)
+        tls = role_api_tls(options)
+        tls_options: Any = {"ssl_context": tls} if tls else {}
         self._pool: Any
-        if url.scheme == "https":
-            context = tls_context(
-                "[k2hr3] ca_file, cert_file, key_file",
-                options.ca_file,
-                options.cert_file,
-                options.key_file,
-                verify=not options.allow_self_signed_cert,
-            )
-            # urllib3 matches the name itself then; else its 1.26 fails for an address as host
-            context.check_hostname = False
-            self._pool = urllib3.HTTPSConnectionPool(
-                url.hostname or "", url.port, maxsize=options.concurrency, ssl_context=context
-            )
-            if options.allow_self_signed_cert:  # warned of at start, not at each connection
-                self._pool.cert_reqs = "CERT_NONE"
-                urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-            self._pool.ConnectionCls = _TlsConnection
-        else:
-            self._pool = urllib3.HTTPConnectionPool(
-                url.hostname or "", url.port, maxsize=options.concurrency
-            )
-            self._pool.ConnectionCls = _Connection
+        self._pool = urllib3.connection_from_url(
+            options.api_url, maxsize=options.concurrency, **tls_options
+        )
+        self._pool.ConnectionCls = _TlsConnection if tls else _Connection
+        if tls and options.allow_self_signed_cert:  # our own warning at start is enough
+            self._pool.cert_reqs = "CERT_NONE"
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
     def delete(self, deletion: Deletion) -> None:
         """Make one attempt, within `timeout_seconds`; redirects are not followed.
 
-        :raises RoleApiError: any answer but 2xx, or none
+        :raises RoleApiError: any answer other than 2xx, or no answer
         """
         try:
             response = self._pool.urlopen(
@@ -1046,87 +1175,182 @@ class RoleApi:
                 preload_content=False,
             )
             response.read(65536)
-            if not response.closed:  # more of a body than is of use
+            if not response.closed:  # the rest of the body is not needed
                 response.close()
             response.release_conn()
-        except (
-            urllib3.exceptions.HTTPError,
-            http.client.HTTPException,
-            OSError,
-            ValueError,
-        ) as error:
-            timed_out = isinstance(error, (urllib3.exceptions.TimeoutError, socket.timeout)) and (
-                not isinstance(error, urllib3.exceptions.NewConnectionError)
-            )
-            what = re.sub(r"<[^>]*>: |HTTPS?Connection\w*\([^)]*\): ", "", str(error))
-            raise RoleApiError(
-                f"{self._request}: {type(error).__name__}: {what}", timed_out=timed_out
-            ) from None
+        except NO_ANSWER as error:
+            raise self._no_answer_error(error) from None
         status = int(response.status)
         if not 200 <= status < 300:
             hint = STATUS_HINTS.get(status, "redirects are not followed" if status < 400 else "")
             raise RoleApiError(
                 f"{self._request}: {status}" + (hint and f": {hint}"),
                 status,
-                retry_after=_seconds(response.headers.get("Retry-After", "")),
+                retry_after=_retry_after_seconds(response.headers.get("Retry-After", "")),
             )
 
+    def _no_answer_error(self, error: Exception) -> RoleApiError:
+        timed_out = isinstance(error, (urllib3.exceptions.TimeoutError, socket.timeout))
+        if isinstance(error, urllib3.exceptions.NewConnectionError):  # it is a TimeoutError, too
+            timed_out = False
+        # without urllib3's names of its own objects
+        text = re.sub(r"<[^>]*>: |HTTPS?Connection\w*\([^)]*\): ", "", str(error))
+        return RoleApiError(f"{self._request}: {type(error).__name__}: {text}", timed_out=timed_out)
 
-def _seconds(retry_after: str) -> float:
-    """Seconds from now of a Retry-After header, 0 where it has none (RFC 9110, 10.2.3)."""
+
+def _retry_after_seconds(retry_after: str) -> float:
+    """Read a Retry-After header (RFC 9110, 10.2.3) as seconds from now; 0 if it can't be read."""
     try:
-        return (
-            float(retry_after)
-            if retry_after.isdigit()
-            else (email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-        )
+        if retry_after.isdigit():
+            return float(retry_after)
+        return email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
     except (ValueError, TypeError, LookupError, OverflowError):
         return 0.0
 
 
-def probe() -> Deletion:
-    """A deletion that harms nobody and succeeds only if K2HR3 is well and this host may delete."""
-    return Deletion(str(uuid.uuid4()))
+def try_delete(api: RoleApi, deletion: Deletion) -> RoleApiError | None:
+    """Make one attempt; return None, or the error if it failed."""
+    try:
+        api.delete(deletion)
+    except RoleApiError as error:
+        return error
+    except Exception as error:  # no unexpected error may end a worker thread
+        return RoleApiError(f"unexpected {error!r}")
+    return None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A job that tests whether K2HR3 works and this host may delete.
+
+    It deletes a random UUID, which removes nothing but needs all that a real deletion needs.
+    """
+
+    deletion: Deletion = dataclasses.field(default_factory=lambda: Deletion(str(uuid.uuid4())))
 
 
 class Breaker:
-    """Tells a K2HR3 in trouble, where it is open, from deletions that fail on their own.
+    """A circuit breaker. It is open while K2HR3 is in trouble: no attempts then. Not thread-safe.
 
-    K2HR3's statuses don't (its 400 may mean that its store is down), so after three failures in
-    a row a probe asks. While it is open, probes follow after pauses of 1, 2, 4 … seconds.
+    A status does not tell whether K2HR3 or this one deletion has a problem (400 may mean that the
+    store is down). So after three failures in a row a probe is sent, and if it fails the breaker
+    opens. While it is open, probes follow after pauses of 1, 2, 4 … seconds, or longer if K2HR3
+    asks for it by Retry-After. The first probe that succeeds closes it.
 
     :param longest: the longest pause, seconds
     """
 
     def __init__(self, longest: float) -> None:
-        self.failures, self.open = 0, False
-        self._longest, self._pause, self._probe_at = longest, 1.0, 0.0
+        self.failures = 0  # in a row
+        self.open = False
+        self._longest = longest
+        self._pause = 1.0
+        self._probe_at = 0.0
 
     def attempted(self, error: RoleApiError | None) -> None:
-        """Count an attempt. A time-out counts as three: it cost K2HR3 as much."""
-        self.failures = self.failures + (3 if error.timed_out else 1) if error else 0
+        """Count an attempt. A time-out counts as three failures: it kept K2HR3 busy for long."""
+        if error is None:
+            self.failures = 0
+        else:
+            self.failures += 3 if error.timed_out else 1
+
+    def seconds_to_probe(self, now: float) -> float:
+        """Return the seconds from `now` (monotonic) until a probe is due, or infinity."""
+        if self.open:
+            return max(0.0, self._probe_at - now)
+        return 0.0 if self.is_in_doubt else math.inf
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """True if a probe must succeed before the next attempt."""
+        return self.failures >= 3
 
     def wants_probe(self, now: float) -> bool:
-        """Whether the next request must be a probe; `now` is monotonic."""
-        return now >= self._probe_at if self.open else self.failures >= 3
+        """True if the next request must be a probe; `now` is monotonic."""
+        return self.seconds_to_probe(now) == 0
 
     def probed(self, error: RoleApiError | None, now: float) -> None:
-        """Open or close by the result of a probe."""
+        """Close if the probe succeeded, else open; `now` is monotonic."""
         self.open = error is not None
         if error is None:
-            self.failures, self._pause = 0, 1.0
+            self.failures = 0
+            self._pause = 1.0
         else:
             pause = max(self._pause * random.uniform(0.8, 1.2), error.retry_after)
             self._probe_at = now + min(pause, self._longest)
             self._pause = min(2 * self._pause, self._longest)
 
 
-# --- Listener ----------------------------------------------------------------------------------
+# --- Verdicts ----------------------------------------------------------------------------------
+
+
+class Verdict(NamedTuple):
+    """A decision about a delivery.
+
+    :param word: what the log calls a deletion with this verdict
+    :param counter: the counter in `Listener.counters` that it adds to
+    :param copy_to: suffix of the queue that gets a copy before the ack; if empty, there is no copy
+    """
+
+    word: str
+    counter: str
+    copy_to: str = ""
+
+
+IGNORED = Verdict("ignored", "ignored")
+DONE = Verdict("deleted", "deleted")
+RETRY = Verdict("not deleted", "retried", ".retry")
+DEAD_LETTER = Verdict("never deleted", "dead_letters", ".dead_letter")
+
+
+class Attempted(NamedTuple):
+    """The outcome of an attempt; `error` is None if it succeeded."""
+
+    error: RoleApiError | None
+    seconds: float
+
+
+class Skipped(NamedTuple):
+    """The outcome if no attempt was made: why, and the verdict that follows from it."""
+
+    reason: str
+    verdict: Verdict
+
+
+class Copied(NamedTuple):
+    """The publisher's answer about a copy; `problem` is empty if the broker confirmed it."""
+
+    problem: str
+
+
+SKIP_REMOVED = Skipped("the whole instance has been removed already", IGNORED)
+SKIP_IN_TROUBLE = Skipped("K2HR3 is in trouble", RETRY)
+SKIP_LATE = Skipped("it waited too long for an attempt", RETRY)
+SKIP_REDELIVERED = Skipped("the broker has delivered it before", RETRY)
+SKIP_CANCELLED = Skipped("the broker cancelled its consumer", RETRY)
+
+
+def decide(outcome: Attempted | Skipped, failing_seconds: float, limit: float) -> Verdict:
+    """Return the verdict on a deletion.
+
+    :param failing_seconds: time from its first failure to its last one
+    :param limit: the setting `dead_letter_after_seconds`; 0 means no limit
+    """
+    if isinstance(outcome, Skipped):
+        return outcome.verdict
+    if outcome.error is None:
+        return DONE
+    is_over_limit = limit > 0 and failing_seconds >= limit
+    return DEAD_LETTER if outcome.error.is_permanent or is_over_limit else RETRY
+
+
+# --- Consumer and delivery ---------------------------------------------------------------------
 
 
 class Consumer:
     """A channel that consumes one queue, and its deliveries that are not acked yet.
 
+    :param on_message: called as on_message(consumer, channel, method, properties, body)
     :raises amqp.ChannelClosedByBroker: the queue is missing or may not be read
     """
 
@@ -1137,22 +1361,39 @@ class Consumer:
         prefetch: int,
         on_message: Callable[..., None],
     ) -> None:
-        self.queue, self.cancelled = queue, False
-        self.unfinished: dict[int, Delivery] = {}  # in the order of their tags
-        self.finished: list[int] = []
+        self.queue = queue
+        self.is_cancelled = False  # by the broker
+        self.is_evacuated = False  # its deliveries are on their way to the retry queue
+        self.unfinished: dict[int, Delivery] = {}  # in the order of their delivery tags
+        self.finished: list[int] = []  # delivery tags that the next flush acks
         self.channel = connection.channel()
         self.channel.basic_qos(prefetch_count=prefetch)
-        self.channel.add_on_cancel_callback(lambda _frame: setattr(self, "cancelled", True))
-        self.tag = self.channel.basic_consume(queue, partial(on_message, self))
+        self.channel.add_on_cancel_callback(self._on_cancel)
+        self.consumer_tag = self.channel.basic_consume(queue, partial(on_message, self))
+
+    @property
+    def is_open(self) -> bool:
+        """True if deliveries can still be acked."""
+        return bool(self.channel.is_open)
+
+    def _on_cancel(self, _frame: Any) -> None:
+        self.is_cancelled = True
+
+    def cancel(self) -> None:
+        """Ask the broker for no more deliveries."""
+        if self.is_open and not self.is_cancelled:
+            self.channel.basic_cancel(self.consumer_tag)
 
     def flush(self) -> None:
-        """Ack what is finished: one ack for all before the oldest unfinished, single ones beyond.
+        """Ack what is finished.
 
-        Acking an acked tag with `multiple` closes the channel; `finished` holds no such tag.
+        One ack covers all tags before the oldest unfinished one; beyond it each tag gets its own.
+        No tag may be in `finished` twice: a second ack would close the channel.
         """
-        finished, self.finished = self.finished, []
-        oldest = next(iter(self.unfinished), None)
-        together = max((tag for tag in finished if oldest is None or tag < oldest), default=0)
+        finished = self.finished
+        self.finished = []
+        oldest = next(iter(self.unfinished), math.inf)
+        together = max((tag for tag in finished if tag < oldest), default=0)
         if together:
             self.channel.basic_ack(together, multiple=True)
         for tag in finished:
@@ -1162,378 +1403,735 @@ class Consumer:
 
 @dataclass(eq=False)
 class Delivery:
-    """A message in our hands: unacked until a deletion or a confirmed copy replaces it."""
+    """A message that was delivered to us and is not acked yet."""
 
     consumer: Consumer
-    tag: int
+    delivery_tag: int
     body: bytes
     properties: pika.BasicProperties
-    queue: str  # the notification queue it first came from
-    since: float  # monotonic: waits here since
+    queue: str  # the notification queue that it first came from
+    since: float  # monotonic: it waits for an attempt since then
     retry: bool = False  # it came from the retry queue
-    deletion: Optional[Deletion] = None
+    deletion: Any = None  # the Deletion that it leads to, once it is read
     event: str = ""  # event type and message id, for the log
     attempts: int = 0
     first_failure: float = 0.0  # epoch seconds
-    last_failure: float = 0.0
+    last_failure: float = 0.0  # epoch seconds
     due: float = 0.0  # monotonic: held until then
-    copy_to: str = ""  # where its copy must go, once that is decided
-    reason: str = ""
+    verdict: Verdict | None = None
+    reason: str = ""  # of the verdict
+    is_being_copied: bool = False
 
     def finish(self) -> None:
-        """Have it acked by its consumer's next flush."""
-        if self.consumer.unfinished.pop(self.tag, None):
-            self.consumer.finished.append(self.tag)
+        """Mark it, so that its consumer's next flush acks it."""
+        if self.consumer.unfinished.pop(self.delivery_tag, None):
+            self.consumer.finished.append(self.delivery_tag)
 
     def copy_properties(self) -> pika.BasicProperties:
-        """The properties of its copy, which tell the next reader what happened so far."""
+        """Return the properties of its copy, with headers that tell what happened so far."""
         headers = {
             "x-k2hr3-queue": self.queue,
             "x-k2hr3-attempts": self.attempts,
             "x-k2hr3-reason": self.reason,
         }
         if self.attempts:
-            headers.update(
-                {
-                    "x-k2hr3-first-failure": int(self.first_failure),
-                    "x-k2hr3-last-failure": int(self.last_failure),
-                }
-            )
+            headers["x-k2hr3-first-failure"] = int(self.first_failure)
+            headers["x-k2hr3-last-failure"] = int(self.last_failure)
         return copied_properties(self.properties, headers)
 
 
 def copied_properties(
     properties: pika.BasicProperties, headers: dict[str, Any]
 ) -> pika.BasicProperties:
-    """The sender's properties for a copy, without what is the broker's or would lose it.
+    """Return properties for a copy: the sender's, without what would lose or misroute it.
 
-    :param headers: ours, in place of all ``x-*``
+    :param headers: ours; all headers ``x-*`` of the sender are left out
     """
-    properties = copy.copy(properties)
-    properties.headers = {
-        **{
-            name: value
-            for name, value in (properties.headers or {}).items()
-            if name not in ("CC", "BCC") and not str(name).lower().startswith("x-")
-        },
-        **headers,
+    kept = {
+        name: value
+        for name, value in (properties.headers or {}).items()
+        if name not in ("CC", "BCC") and not str(name).lower().startswith("x-")
     }
-    # the broker takes no other user's id, and would drop the copy when the expiration is over
-    properties.user_id = properties.expiration = None
+    properties = copy.copy(properties)
+    properties.headers = {**kept, **headers}
+    properties.user_id = None  # the broker refuses the id of another user
+    properties.expiration = None  # the broker would drop the copy then
     properties.delivery_mode = 2
-    properties.timestamp = properties.timestamp or int(time.time())  # tells a dead letter's age
+    properties.timestamp = properties.timestamp or int(
+        time.time()
+    )  # the command dead-letters shows ages by it
     return properties
 
 
+def number_header(properties: pika.BasicProperties, name: str) -> float:
+    """Return a header that should be a number; 0 if it is missing, negative or anything else."""
+    value: Any = (properties.headers or {}).get(name)
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < 2**40 else 0.0
+
+
+def printable(text: str) -> str:
+    """Make text from outside safe for logs and headers: one line of ASCII, 300 characters."""
+    return re.sub(r"[^ -~]+", "?", text)[:300]
+
+
+# --- Publisher ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Pause:
+    """A pause of copies after failures: 1, 2, 4 … seconds. A success resets it."""
+
+    end: float = 0.0  # monotonic
+    seconds: float = 0.0  # 0 after a success
+
+
 class Publisher:
-    """A daemon thread with a connection of its own, on which copies are published.
+    """Publishes copies, in a daemon thread and on a connection of its own.
 
-    Not on the consuming one: in a memory alarm a connection that has published is not read any
-    more, not even its acks. And a connection that stalls here holds up nothing but copies.
+    While the broker is short of memory, it does not read connections that have published. Acks on
+    such a connection would wait, too, so the listener's connection only consumes.
 
-    A failure stops copies for 1, 2, 4 … seconds, until one succeeds. To begin with a long pause
-    would have a queue with a delivery limit drop what comes back often during it.
+    A failure of the connection pauses all copies. A refused copy pauses only copies to its queue.
+    What can't be copied is held meanwhile. The first pauses are short, because each loss of the
+    consuming connection returns what is held, and a queue with a delivery limit drops a message
+    after some returns.
 
-    :param answer: called in this thread with each delivery and why there is no copy ("": there is)
+    :param answer: called in this thread with a delivery and its problem, empty if it was copied
     """
 
-    longest_pause, idle_seconds = 30.0, 5.0
+    longest_pause = 30.0  #: seconds
+    idle_seconds = 5.0  #: after so long without a copy the connection is closed
 
     def __init__(
-        self, hosts: list[pika.ConnectionParameters], answer: Callable[[Delivery, str], None]
+        self,
+        hosts: list[pika.ConnectionParameters],
+        answer: Callable[[Delivery, str], None],
+        connect: Callable[..., pika.BlockingConnection] = connect,
+        clock: Any = time,
     ) -> None:
         self._hosts = [copy.copy(host) for host in hosts]
         for host in self._hosts:
-            host.heartbeat = host.blocked_connection_timeout = 10
+            host.heartbeat = 10
+            host.blocked_connection_timeout = 10
         self._answer = answer
-        self._copies: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        # queue, or "" for all -> monotonic end of its pause, and seconds of it
-        self._paused: dict[str, tuple[float, float]] = {}
+        self._connect = connect
+        self._clock = clock
+        self._copies: SimpleQueue[tuple[Delivery, str, pika.BasicProperties]] = SimpleQueue()
+        self._connection_pause = Pause()
+        self._queue_pauses: dict[str, Pause] = {}
         self._connection: pika.BlockingConnection | None = None
-        self._channel: BlockingChannel | None = None
-        self._used = 0.0
+        self._channel: Any = None
+        self._last_used = 0.0  # monotonic
+
+    def start(self) -> None:
+        """Start the thread."""
         threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
-    def copy(self, delivery: Delivery) -> None:
-        """Have a delivery copied to its `copy_to`."""
-        self._copies.put((delivery, delivery.copy_to, delivery.copy_properties()))
+    def copy(self, delivery: Delivery, queue: str) -> None:
+        """Have a delivery copied to a queue; for the listener's thread."""
+        self._copies.put((delivery, queue, delivery.copy_properties()))
 
     def _run(self) -> None:
         while True:
             try:
-                delivery, to, properties = self._copies.get(
-                    timeout=self.idle_seconds if self._connection else None
-                )
-            except queue.Empty:
+                self.publish_next(self.idle_seconds if self._connection else None)
+            except Empty:
                 self._close()
-                continue
-            if time.monotonic() - self._used > self.idle_seconds:  # nobody sent its heartbeats
-                self._close()
-            paused, _ = max(self._paused.get(stopped, (0.0, 0.0)) for stopped in ("", to))
-            self._answer(
-                delivery,
-                "copying is paused"
-                if time.monotonic() < paused
-                else self._publish(to, delivery.body, properties),
-            )
 
-    def _publish(self, to: str, body: bytes, properties: pika.BasicProperties) -> str:
+    def publish_next(self, timeout: float | None) -> None:
+        """Publish the next copy and answer.
+
+        :param timeout: seconds to wait for a copy; None means no limit
+        :raises Empty: no copy came
+        """
+        delivery, queue, properties = self._copies.get(timeout=timeout)
+        now = self._clock.monotonic()
+        if now - self._last_used > self.idle_seconds:  # nobody has sent heartbeats since
+            self._close()
+        queue_pause = self._queue_pauses.setdefault(queue, Pause())
+        problem = "copies are paused"
+        if now >= max(self._connection_pause.end, queue_pause.end):
+            problem = self._publish(queue, delivery.body, properties)
+        self._answer(delivery, problem)
+
+    def _publish(self, queue: str, body: bytes, properties: pika.BasicProperties) -> str:
+        """Publish one copy; return why it failed, or an empty text."""
+        pauses = [self._connection_pause, self._queue_pauses[queue]]
         try:
             if self._channel is None:
-                self._connection = connect(self._hosts)
+                self._connection = self._connect(self._hosts)
                 self._channel = self._connection.channel()
                 self._channel.confirm_delivery()
-            self._used = time.monotonic()
-            self._channel.basic_publish("", to, body, properties, mandatory=True)
-            for stopped in ("", to):
-                if self._paused.pop(stopped, None):
-                    LOG.info("copies are made again")
-            return ""
+            self._last_used = self._clock.monotonic()
+            self._channel.basic_publish("", queue, body, properties, mandatory=True)
         except (amqp.UnroutableError, amqp.NackError) as error:
-            stopped, problem = to, explain(error)
-            self._paused.pop("", None)  # the connection works
+            self._connection_pause.seconds = 0  # the connection works
+            return self._begin_pause(self._queue_pauses[queue], queue, error)
         except Exception as error:
-            stopped, problem = "", explain(error)
             self._close()
-        now, (end, pause) = time.monotonic(), self._paused.get(stopped, (-math.inf, 0.0))
-        again = now < end + 600  # what is held comes back within retry_interval_seconds
-        pause = min(2 * pause, self.longest_pause) if again else 1.0
-        self._paused[stopped] = now + pause, pause
+            return self._begin_pause(self._connection_pause, queue, error)
+        if any(pause.seconds for pause in pauses):
+            LOG.info(f"copies to {queue} are made again")
+        for pause in pauses:
+            pause.seconds = 0
+        return ""
+
+    def _begin_pause(self, pause: Pause, queue: str, error: Exception) -> str:
+        """Begin a pause that is longer than the last one and log it; return the problem."""
+        now = self._clock.monotonic()
+        # What is held is tried again within retry_interval_seconds, which is 600 at most. If that
+        # did not happen, nothing was held any more, and this is a new problem.
+        is_known = pause.seconds > 0 and now < pause.end + 600
+        pause.seconds = min(2 * pause.seconds, self.longest_pause) if is_known else 1.0
+        pause.end = now + pause.seconds
+        problem = explain(error)
         LOG.log(
-            logging.DEBUG if again else logging.ERROR,
-            "no copy to %s, held instead; next try "
-            "in %d s: %s (check the queue, and write permission on amq.default)",
-            to,
-            pause,
-            problem,
+            logging.DEBUG if is_known else logging.ERROR,
+            f"no copy to {queue}, held instead; next try in {pause.seconds:.0f} s: {problem} "
+            "(check the queue, and write permission on amq.default)",
         )
         return problem
 
     def _close(self) -> None:
-        connection, self._connection, self._channel = self._connection, None, None
-        _close(connection)
+        close_quietly(self._connection)
+        self._connection = None
+        self._channel = None
 
 
-def _close(connection: pika.BlockingConnection | None) -> None:
-    try:
-        if connection and connection.is_open:
-            connection.close()
-    except Exception as error:
-        LOG.debug("closing a connection: %s", explain(error))
+# --- Attempts ----------------------------------------------------------------------------------
+
+Job = Union[Delivery, Probe]
+Result = Tuple[Job, Union[Attempted, Skipped, Copied]]
+
+
+class Snapshot(NamedTuple):
+    """The state of `Attempts` at one moment, taken under its lock.
+
+    :param results: outcomes since the last snapshot
+    :param in_trouble: the breaker is open, so there are no attempts
+    :param running: attempts and probes whose results are not collected yet
+    :param waiting: deletions that no worker has taken yet
+    """
+
+    results: list[Result]
+    in_trouble: bool
+    running: int
+    waiting: int
+
+
+class Attempts:
+    """What the listener's thread, the workers and the publisher share, behind one lock (a monitor).
+
+    These are the deliveries that wait, the results, the breaker and the wake-up. The listener's
+    thread submits deliveries and collects results. Each worker takes its next job itself, if the
+    breaker lets it. After a failure only one job runs at a time, until one succeeds. A job counts
+    as running until its result is collected, so the next one starts after the listener's thread
+    has seen that result.
+
+    :param hold_seconds: a fresh deletion that has waited longer is not attempted
+    :param remembered: how many removed instances to remember; fresh deletions of them are skipped
+    :param wake_at: how many results wake the listener's thread. Fewer do if one of them is urgent,
+        or if a worker finds no job.
+    :param wake: wakes the listener's thread; called in any thread, with the lock held
+    """
+
+    def __init__(
+        self,
+        breaker: Breaker,
+        hold_seconds: float,
+        remembered: int,
+        wake_at: int,
+        wake: Callable[[], None],
+    ) -> None:
+        self._changed = threading.Condition()
+        self._breaker = breaker
+        self._hold_seconds = hold_seconds
+        self._remembered = remembered
+        self._wake_at = wake_at
+        self._wake = wake
+        self._is_woken = False  # since the last `collect`
+        self._is_stopped = False
+        self._fresh: Deque[Delivery] = deque()  # from a notification queue, the oldest first
+        self._retries: Deque[Delivery] = deque()  # from the retry queue, and due
+        self._held: list[Delivery] = []  # until they are due
+        self._is_retry_next = False
+        self._running = 0
+        self._results: list[Result] = []
+        self._removed: OrderedDict[str, None] = OrderedDict()  # whole instances, oldest first
+
+    # For the listener's thread
+
+    def submit(self, delivery: Delivery, now: float) -> None:
+        """Add a delivery: to be attempted, or held until it is due; `now` is monotonic.
+
+        A delivery that has a verdict already could not be copied. If it is a dead letter it must be
+        copied again; any other is attempted again.
+        """
+        with self._changed:
+            if delivery.due > now:
+                self._held.append(delivery)
+            elif delivery.verdict is DEAD_LETTER:
+                self._results.append((delivery, Skipped(delivery.reason, DEAD_LETTER)))
+            elif delivery.retry:
+                self._retries.append(delivery)
+            elif self._breaker.open:
+                self._results.append((delivery, SKIP_IN_TROUBLE))
+            else:
+                self._fresh.append(delivery)
+            self._changed.notify()
+
+    def collect(self, now: float) -> Snapshot:
+        """Take the results; return them in a snapshot; `now` is monotonic."""
+        with self._changed:
+            self._is_woken = False
+            due = [each for each in self._held if each.due <= now]
+            self._held = [each for each in self._held if each.due > now]
+            for delivery in due:
+                delivery.since = now
+                self.submit(delivery, now)
+            while self._fresh and self._is_late(self._fresh[0], now):
+                self._results.append((self._fresh.popleft(), SKIP_LATE))
+            results = self._results
+            self._results = []
+            # each finished job has exactly one such outcome
+            self._running -= sum(isinstance(outcome, Attempted) for _, outcome in results)
+            if self._breaker.failures:  # workers wait until nothing is running
+                self._changed.notify_all()
+            waiting = len(self._fresh) + len(self._retries)
+            return Snapshot(results, self._breaker.open, self._running, waiting)
+
+    def take_back(self, consumer: Consumer) -> list[Delivery]:
+        """Remove and return the deliveries of one consumer that wait or are held."""
+        with self._changed:
+            everything = [*self._fresh, *self._retries, *self._held]
+            for queue in (self._fresh, self._retries, self._held):
+                kept = [each for each in queue if each.consumer is not consumer]
+                queue.clear()
+                queue.extend(kept)
+        return [each for each in everything if each.consumer is consumer]
+
+    def stop(self) -> None:
+        """Give out no more jobs."""
+        with self._changed:
+            self._is_stopped = True
+
+    # For the publisher
+
+    def add_answer(self, delivery: Delivery, problem: str) -> None:
+        """Add the publisher's answer about a copy; `problem` is empty if it was confirmed."""
+        with self._changed:
+            self._results.append((delivery, Copied(problem)))
+            self._wake_listener()
+
+    # For the workers
+
+    def work(self, make_attempt: Callable[[Deletion], RoleApiError | None]) -> None:
+        """Take jobs and make attempts for ever. This is the loop of a worker thread."""
+        while True:
+            with self._changed:
+                job = self.take(time.monotonic())
+                while job is None:
+                    self._changed.wait(self._seconds_to_wait(time.monotonic()))
+                    job = self.take(time.monotonic())
+            began = time.monotonic()
+            error = make_attempt(job.deletion)
+            now = time.monotonic()
+            self.report(job, Attempted(error, now - began), now)
+
+    def take(self, now: float) -> Job | None:
+        """Return the next job, None if there is none yet; `now` is monotonic."""
+        with self._changed:
+            job = self._next_job(now)
+            if job is not None:
+                self._running += 1
+            elif self._results:
+                self._wake_listener()
+            return job
+
+    def report(self, job: Job, attempted: Attempted, now: float) -> None:
+        """Add the result of a job; `now` is monotonic."""
+        with self._changed:
+            error = attempted.error
+            failures_before = self._breaker.failures
+            if isinstance(job, Probe):
+                self._breaker.probed(error, now)
+            elif error is None or not error.is_permanent:
+                self._breaker.attempted(error)
+            if self._breaker.open:
+                self._results.extend((each, SKIP_IN_TROUBLE) for each in self._fresh)
+                self._fresh.clear()
+            if failures_before and not self._breaker.failures:  # more jobs may run now
+                self._changed.notify_all()
+            if isinstance(job, Delivery) and error is None:
+                self._remember(job, attempted.seconds)
+            self._results.append((job, attempted))
+            is_urgent = isinstance(job, Probe) or job.retry or error is not None
+            if is_urgent or len(self._results) >= self._wake_at:
+                self._wake_listener()
+
+    # With the lock
+
+    def _next_job(self, now: float) -> Job | None:
+        if self._is_stopped or (self._breaker.failures and self._running):
+            return None
+        if self._breaker.wants_probe(now):
+            return Probe()
+        while not self._breaker.open and (self._retries or self._fresh):
+            is_retry = bool(self._retries) and (self._is_retry_next or not self._fresh)
+            self._is_retry_next = not is_retry
+            delivery = (self._retries if is_retry else self._fresh).popleft()
+            skipped = None if is_retry else self._reason_to_skip(delivery, now)
+            if skipped is None:
+                return delivery
+            self._results.append((delivery, skipped))
+        return None
+
+    def _reason_to_skip(self, delivery: Delivery, now: float) -> Skipped | None:
+        # Only now, because the events of one deletion arrive within milliseconds of each other.
+        if delivery.deletion.cuk in self._removed:
+            return SKIP_REMOVED
+        return SKIP_LATE if self._is_late(delivery, now) else None
+
+    def _is_late(self, delivery: Delivery, now: float) -> bool:
+        return now - delivery.since > self._hold_seconds
+
+    def _seconds_to_wait(self, now: float) -> float | None:
+        if self._is_stopped or self._running:
+            return None
+        seconds = self._breaker.seconds_to_probe(now)
+        return None if seconds == math.inf else seconds
+
+    def _remember(self, delivery: Delivery, seconds: float) -> None:
+        """Remember an instance that was removed as a whole and without doubt.
+
+        After a failed attempt, or a slow success, K2HR3 may have kept a member (DOUBTFUL_SECONDS).
+        """
+        is_doubtful = delivery.attempts > 0 or seconds > DOUBTFUL_SECONDS
+        if delivery.deletion.ips or is_doubtful:
+            return
+        self._removed[delivery.deletion.cuk] = None
+        if len(self._removed) > self._remembered:
+            self._removed.popitem(last=False)
+
+    def _wake_listener(self) -> None:
+        if not self._is_woken:
+            self._is_woken = True
+            self._wake()
+
+
+# --- Listener ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Subscription:
-    """A notification queue, the sources that share it, and its bindings (none: not ours)."""
+    """A notification queue to consume. It is ours if it has bindings, else it is the services'."""
 
     queue: str
     sources: tuple[Source, ...]
     bindings: tuple[tuple[str, str], ...]  # exchange, routing key
-    refused: dict[bytes, bool]  # by event type, what `skips` found
+    skip_cache: dict[bytes, bool]  # event type -> no source accepts it
 
     def skips(self, body: bytes, properties: pika.BasicProperties) -> bool:
-        """Whether a quick look shows another event."""
-        event_type = quick_event_type(body, properties) if len(body) <= MAX_BYTES else None
+        """Return True if a quick look shows that no source accepts the event."""
+        if len(body) > MAX_BYTES:
+            return False  # a dead letter, whatever its event
+        event_type = quick_event_type(body, properties)
         if event_type is None:
             return False
-        if event_type not in self.refused:
-            if len(self.refused) > 1000:
-                self.refused.clear()
-            self.refused[event_type] = not any(
+        if event_type not in self.skip_cache:
+            if len(self.skip_cache) > 1000:
+                self.skip_cache.clear()
+            self.skip_cache[event_type] = not any(
                 _matches(source.event_type, event_type.decode()) for source in self.sources
             )
-        return self.refused[event_type]
+        return self.skip_cache[event_type]
 
 
 def subscriptions(config: Config, endpoint: Endpoint) -> list[Subscription]:
-    """What to consume: sources that share a queue become one consumer."""
+    """Return the queues to consume. Sources with the same queue share one consumer."""
     keys = [
         (source, f"{source.topic}.{priority}")
         for source in config.sources
         for priority in endpoint.priorities()
     ]
-    return [
-        Subscription(
-            name,
-            tuple(source for source, key in keys if (source.pool or key) == name),
-            tuple((source.exchange, key) for source, key in keys if source.pool == name),
-            {},
-        )
-        for name in dict.fromkeys(source.pool or key for source, key in keys)
-    ]
+    found = []
+    for queue in dict.fromkeys(source.pool or key for source, key in keys):
+        sources = tuple(source for source, key in keys if queue == (source.pool or key))
+        bindings = tuple((source.exchange, key) for source, key in keys if source.pool == queue)
+        found.append(Subscription(queue, sources, bindings, {}))
+    return found
+
+
+class Troubles:
+    """Logs each trouble once, until it is over. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._subjects: set[str] = set()
+
+    def begin(self, subject: str, level: int, text: str) -> None:
+        """Log a trouble with a subject; at debug level if it is known."""
+        LOG.log(logging.DEBUG if subject in self._subjects else level, text)
+        self._subjects.add(subject)
+
+    def end(self, subject: str, text: str) -> bool:
+        """Log that the trouble with a subject is over; return False if there was none."""
+        if subject not in self._subjects:
+            return False
+        self._subjects.remove(subject)
+        LOG.info(text)
+        return True
+
+
+class Session:
+    """A connection to the broker and its consumers. Afterwards all that is unacked comes again.
+
+    Only the listener's thread uses it, except for `wake`.
+    """
+
+    def __init__(self, connection: pika.BlockingConnection) -> None:
+        self.connection = connection
+        self.consumers: list[Consumer] = []
+        self.next_set_up = 0.0  # monotonic: when to look for missing queues and bindings again
+
+    def wake(self) -> None:
+        """Have `process_data_events` return. Safe from any thread."""
+        try:
+            self.connection.add_callback_threadsafe(lambda: None)
+        except Exception as error:  # the connection is lost, as the listener's thread will see
+            LOG.debug(f"error while waking the listener's thread: {explain(error)}")
+
+    def consumer_of(self, queue: str) -> Consumer | None:
+        """Return the working consumer of a queue, or None."""
+        working = [each for each in self.consumers if not each.is_cancelled]
+        return next((each for each in working if each.queue == queue), None)
 
 
 class Listener:
-    """Consumes notifications, makes their deletions and settles every delivery.
+    """Consumes notifications, calls the Role API for their deletions, and acks every delivery.
 
-    The thread that calls `run` owns all state and the consuming connection. Worker threads make
-    attempts and the publisher makes copies; their results come back through one queue.
+    An accepted delivery is in exactly one of these places:
+
+    - waiting for a worker, or held until it is due: in `Attempts`
+    - being attempted: a worker has it, or has reported it and it is not collected yet
+    - being copied: the publisher has it, or has answered and it is not collected yet
+    - finished: its tag is in `Consumer.finished`, and the next flush acks it
+
+    The thread that calls `run` owns the session and the counters, and only it changes a delivery.
+    The workers make attempts and the publisher makes copies; both only read a delivery. They share
+    nothing with the listener's thread but `Attempts`, and call `Session.wake`. If a connection or
+    a channel is lost, its deliveries are forgotten, also those whose result is still to come: the
+    broker delivers them again.
 
     :param endpoint: turns notifications into deletions
+    :param connect: connects to the broker; called like the function `connect`
+    :param clock: has the functions `monotonic`, `time` and `sleep` of the module `time`
     :raises ConfigError: certificate files can't be used
     """
 
-    remembered = 10_000  #: so many removed instances; fresh deletions of them are ignored
-    hold_seconds = 30.0  #: a fresh deletion that waited here so long moves to the retry queue
-    exit_code = 0  #: of a process that a deadline or a second signal had to end
+    hold_seconds = 30.0  #: a fresh deletion that has waited longer moves to the retry queue
+    remembered = 10_000  #: how many removed instances to remember, see `Attempts`
+    exit_code = 0  #: of the process if a deadline, or a second signal, ends it
 
-    def __init__(self, config: Config, endpoint: Endpoint | None = None) -> None:
-        self.config, self.endpoint = config, endpoint or Endpoint()
+    def __init__(
+        self,
+        config: Config,
+        endpoint: Endpoint | None = None,
+        connect: Callable[..., pika.BlockingConnection] = connect,
+        clock: Any = time,
+    ) -> None:
+        self.config = config
+        self.endpoint = endpoint or Endpoint()
         self.role_api = RoleApi(config.k2hr3)
-        self.retry_queue, self.dead_letter_queue = (
-            f"{config.queue}.retry",
-            f"{config.queue}.dead_letter",
-        )
         self.counters: Counter[str] = Counter()
         self.on_tick: Callable[[], None] = lambda: None  # called about twice a second
-        self._hosts = parse_transport_url(config.sources[0].transport_url, config.rabbit)
+        hosts = parse_transport_url(config.sources[0].transport_url, config.rabbit)
+        self._connect = partial(connect, hosts, self._must_stop)
+        self._clock = clock
         self._subscriptions = subscriptions(config, self.endpoint)
-        self._breaker = Breaker(config.k2hr3.retry_interval_seconds)
+        self._attempts = Attempts(
+            Breaker(config.k2hr3.retry_interval_seconds),
+            self.hold_seconds,
+            self.remembered,
+            wake_at=max(1, config.rabbit.prefetch // 2),
+            wake=self._wake,
+        )
+        self._publisher = Publisher(hosts, self._attempts.add_answer, connect, clock)
+        self._session: Session | None = None
+        self._snapshot = Snapshot([], False, 0, 0)  # the last answer of `Attempts`
         self._stopping = threading.Event()
-        self._work: Deque[Tuple[Optional[Delivery], Deletion]] = deque()
-        self._work_ready: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each of `_work`
-        # Deletions fed ahead to the workers: what takes them 0.1 s, while all goes well. 8 instead
-        # of 100 took 20 % more CPU for each, by waking this thread for every few of them.
-        self._ahead, self._most_ahead = 0, (config.rabbit.rabbit_qos_prefetch_count or 200) // 2
-        self._results: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._woken = False  # the wake-up for the results that are ready is on its way
-        self._halt = False  # workers hand back what they have not begun
-        self._with_workers = 0
-        self._connection: pika.BlockingConnection | None = None
-        self._consumers: list[Consumer] = []
-        self._pending: Deque[Delivery] = deque()  # fresh deletions
-        self._due: Deque[Delivery] = deque()  # deletions to be tried again now
-        self._held: list[Delivery] = []  # what waits until it is due
-        self._removed: OrderedDict[str, None] = OrderedDict()  # whole instances, the oldest first
-        self._retry_turn = False
-        self._next_tick = self._next_look = 0.0  # monotonic
-        self._said: set[str] = set()
+        self._next_tick = 0.0  # monotonic
+        self._troubles = Troubles()
 
     def run(self) -> None:
-        """Listen until `stop`. Whatever happens to the broker: connect again and go on."""
-        self._publisher = Publisher(self._hosts, self._copied_there)
+        """Listen until `stop` is called. Reconnects after any broker failure."""
+        self._publisher.start()
         for _ in range(self.config.k2hr3.concurrency):
-            threading.Thread(target=self._attempt, name="worker", daemon=True).start()
+            work = partial(self._attempts.work, partial(try_delete, self.role_api))
+            threading.Thread(target=work, name="worker", daemon=True).start()
         rabbit = self.config.rabbit
         pause = rabbit.rabbit_retry_interval
         while not self._stopping.is_set():
             try:
-                self._connection = connect(self._hosts, self._give_up)
-                self._said = {topic for topic in self._said if not topic.startswith("broker")}
-                LOG.info("connected to the broker")
-                self._look(time.monotonic())
-                pause = rabbit.rabbit_retry_interval
-                while not self._stopping.is_set():
-                    self._turn()
-                self._finish()
+                with self._connected() as session:
+                    pause = rabbit.rabbit_retry_interval
+                    self._serve(session)
             except (amqp.AMQPError, OSError, Error) as error:
-                text = explain(error)
-                if not self._stopping.is_set():
-                    self._say(
-                        "broker login" if "check user" in text else "broker",
-                        logging.ERROR,
-                        f"{text}; connecting again",
-                    )
-            except Exception:  # nothing but a person ends the listener
-                LOG.exception("unexpected; connecting again")
-            for consumer in list(self._consumers):
-                self._drop(consumer)  # the broker delivers it all again
-            connection, self._connection = self._connection, None
-            _close(connection)
-            end = time.monotonic() + pause
+                self._tell_of_broker(explain(error))
+            except Exception:  # only `stop` ends the listener
+                LOG.exception("unexpected error; connecting again")
+            self._wait(pause)
             pause = min(pause + rabbit.rabbit_retry_backoff, rabbit.rabbit_interval_max)
-            while time.monotonic() < end and not self._stopping.wait(0.2):
-                self._collect()
-                self.on_tick()
-
-    def _give_up(self) -> bool:
-        self.on_tick()
-        return self._stopping.is_set()
 
     def stop(self) -> None:
         """End `run` when the running attempts have ended. Safe from any thread."""
         self._stopping.set()
 
     def status(self) -> str:
-        """State and counters, for a person. Safe from any thread."""
-        state = (
-            "connecting"
-            if self._connection is None
-            else "K2HR3 in trouble"
-            if self._breaker.open
-            else "listening"
-        )
-        names = ("deleted", "failed", "ignored", "retried", "dead_letters")
-        return f"{state}: " + " ".join(f"{name}={self.counters[name]}" for name in names)
+        """Return state and counters, for a person. Safe from any thread."""
+        state = "listening"
+        if self._session is None:
+            state = "connecting"
+        elif self._snapshot.in_trouble:
+            state = "K2HR3 in trouble"
+        return f"{state}: {self.counts()}"
 
-    def _turn(self) -> None:
-        """Receive, take results, decide, give out work, ack: once for all that is there."""
-        assert self._connection
-        if len(self._work) > 50:  # so many last 10 ms with any API
-            time.sleep(0.01)  # to read less often, and more at once: 15 % less CPU for each
-        self._connection.process_data_events(0.5)
+    def counts(self) -> str:
+        """Return the counters, for a person. Safe from any thread."""
+        names = ("deleted", "failed", "ignored", "retried", "dead_letters")
+        return " ".join(f"{name}={self.counters[name]}" for name in names)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Session]:
+        session = Session(self._connect())
+        self._session = session
+        self._troubles.end("login", "the broker accepts our login again")
+        self._troubles.end("broker", "the broker answers again")
+        LOG.info("connected to the broker")
+        try:
+            yield session
+        finally:
+            self._session = None
+            for consumer in list(session.consumers):
+                self._drop(session, consumer)
+            close_quietly(session.connection)
+
+    def _must_stop(self) -> bool:
+        self.on_tick()  # connecting may take long
+        return self._stopping.is_set()
+
+    def _tell_of_broker(self, problem: str) -> None:
+        if not self._stopping.is_set():
+            subject = "login" if "check user" in problem else "broker"  # as `explain` says
+            self._troubles.begin(subject, logging.ERROR, f"{problem}; connecting again")
+
+    def _wait(self, seconds: float) -> None:
+        """Wait before connecting again, and go on collecting results."""
+        end = self._clock.monotonic() + seconds
+        while self._clock.monotonic() < end and not self._stopping.wait(0.2):
+            self._collect()
+            self.on_tick()
+
+    def _wake(self) -> None:
+        session = self._session
+        if session:
+            session.wake()
+
+    # While connected
+
+    def _serve(self, session: Session) -> None:
+        self._set_up(session)
+        while not self._stopping.is_set():
+            self._loop_once(session)
+        self._finish(session)
+
+    def _loop_once(self, session: Session) -> None:
+        """Receive, collect results and decide, and ack."""
+        if self._snapshot.waiting > 50:  # the workers have enough to do for 10 ms
+            self._clock.sleep(0.01)  # reading less often saves CPU
+        session.connection.process_data_events(0.5)
         self._collect()
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now >= self._next_tick:
             self._next_tick = now + 0.5
-            self._tick(now)
-        self._give_out(now)
-        self._settle()
+            self._tick(session, now)
+        if self._snapshot.in_trouble:
+            self._leave_retry_queue(session)
+        self._tend_consumers(session)
 
-    def _finish(self) -> None:
-        """Let running attempts end, settle, close: the broker gives the rest to others."""
-        assert self._connection
-        self._halt = True
-        for consumer in self._consumers:
-            if consumer.channel.is_open and not consumer.cancelled:
-                consumer.channel.basic_cancel(consumer.tag)
-        while self._with_workers:
-            self._connection.process_data_events(0.1)
+    def _tick(self, session: Session, now: float) -> None:
+        """Do what is due by time."""
+        if now >= session.next_set_up:
+            self._set_up(session)
+        self.on_tick()
+
+    def _finish(self, session: Session) -> None:
+        """Let running attempts end and ack them. The broker delivers the rest to others."""
+        self._attempts.stop()
+        for consumer in session.consumers:
+            consumer.cancel()
+        self._collect()
+        while self._snapshot.running:
+            session.connection.process_data_events(0.1)
             self._collect()
-        self._settle()
-        self._connection.close()
+        self._tend_consumers(session)
+        session.connection.close()
 
-    def _settle(self) -> None:
-        for consumer in list(self._consumers):
+    def _tend_consumers(self, session: Session) -> None:
+        """Ack what is finished, and deal with consumers that the broker closed or cancelled."""
+        for consumer in list(session.consumers):
             try:
-                if consumer.finished and consumer.channel.is_open:
+                if consumer.finished and consumer.is_open:
                     consumer.flush()
             except amqp.AMQPChannelError:
-                pass  # closed, as seen below
-            if not consumer.channel.is_open:  # which process_data_events does not tell
+                pass  # the channel is closed, which is handled below
+            if not consumer.is_open:  # pika raises nothing when the broker closes a channel
                 reason = explain(getattr(consumer.channel, "_closing_reason", None))
-                LOG.warning("channel of %s was closed, opening another: %s", consumer.queue, reason)
-                self._drop(consumer)
-            elif consumer.cancelled:
-                self._evacuate(consumer)
+                LOG.warning(f"channel of {consumer.queue} was closed, opening another: {reason}")
+                self._drop(session, consumer)
+            elif consumer.is_cancelled:
+                self._evacuate(session, consumer)
 
-    def _drop(self, consumer: Consumer) -> None:
-        """Forget a consumer and what came over its channel: the broker delivers that again."""
-        self._consumers.remove(consumer)
-        self._next_look = 0.0
-        lines: list[Any] = [self._pending, self._due, self._held]
-        self._pending, self._due, self._held = (
-            type(line)(delivery for delivery in line if delivery.consumer is not consumer)
-            for line in lines
-        )
+    def _drop(self, session: Session, consumer: Consumer) -> None:
+        """Forget a consumer and its deliveries: the broker delivers them again."""
+        session.consumers.remove(consumer)
+        session.next_set_up = 0.0
+        self._attempts.take_back(consumer)
 
-    def _evacuate(self, consumer: Consumer) -> None:
-        """Its queue was deleted, and what we hold is all there is of it: to the retry queue."""
-        if consumer.tag:
+    def _close_consumer(self, session: Session, consumer: Consumer) -> None:
+        consumer.flush()
+        consumer.channel.close()
+        self._drop(session, consumer)
+
+    def _evacuate(self, session: Session, consumer: Consumer) -> None:
+        """Move the deliveries of a cancelled consumer to the retry queue, then close it.
+
+        If its queue was deleted, the broker can't deliver them again.
+        """
+        if not consumer.is_evacuated:
+            consumer.is_evacuated = True
             LOG.warning(
-                "the broker cancelled the consumer of %s; what it delivered moves to %s",
-                consumer.queue,
-                self.retry_queue,
+                f"the broker cancelled the consumer of {consumer.queue}; its deliveries move to "
+                f"{self._queue_for(RETRY)}"
             )
-            consumer.tag, self._next_look = "", 0.0
-            for delivery in consumer.unfinished.values():  # have waited too long, and are due
-                delivery.since, delivery.due, delivery.reason = 0.0, 0.0, "its queue was deleted"
-                delivery.copy_to = delivery.copy_to or self.retry_queue
-        elif not consumer.unfinished:
-            consumer.channel.close()
-            self._drop(consumer)
+            self._set_up(session)  # the retry queue may be the one that was deleted
+            for delivery in self._attempts.take_back(consumer):
+                reason = delivery.reason or SKIP_CANCELLED.reason
+                self._conclude(delivery, delivery.verdict or RETRY, reason)
+        if not consumer.unfinished:
+            self._close_consumer(session, consumer)
 
-    # Receive and decide
+    def _leave_retry_queue(self, session: Session) -> None:
+        """Stop consuming the retry queue, since other listeners may reach K2HR3.
+
+        Copies that are being made end first.
+        """
+        consumer = session.consumer_of(self._queue_for(RETRY))
+        if consumer is None or not consumer.is_open:
+            return
+        if not any(delivery.is_being_copied for delivery in consumer.unfinished.values()):
+            self._close_consumer(session, consumer)
+
+    # Receive
 
     def _on_notification(
         self,
@@ -1545,18 +2143,20 @@ class Listener:
         body: bytes,
     ) -> None:
         if subscription.skips(body, properties):
-            self.counters["ignored"] += 1
+            self.counters[IGNORED.counter] += 1
             consumer.finished.append(method.delivery_tag)
             return
+        now = self._clock.monotonic()
         delivery = Delivery(
-            consumer, method.delivery_tag, body, properties, subscription.queue, time.monotonic()
+            consumer, method.delivery_tag, body, properties, subscription.queue, now
         )
-        if not self._understand(delivery, subscription.sources):
+        if not self._read(delivery, subscription.sources):
             return
-        if _number(properties, "x-delivery-count"):  # dropped after some returns; a copy is not
-            self._move(delivery, self.retry_queue, "the broker delivered it before")
+        # Its queue may drop it after some more returns. A copy starts at zero.
+        if number_header(properties, "x-delivery-count"):
+            self._on_outcome(delivery, SKIP_REDELIVERED)
         else:
-            self._pending.append(delivery)
+            self._attempts.submit(delivery, now)
 
     def _on_retry(
         self,
@@ -1566,6 +2166,7 @@ class Listener:
         properties: pika.BasicProperties,
         body: bytes,
     ) -> None:
+        now = self._clock.monotonic()
         came_from = (properties.headers or {}).get("x-k2hr3-queue")
         delivery = Delivery(
             consumer,
@@ -1573,365 +2174,201 @@ class Listener:
             body,
             properties,
             came_from if isinstance(came_from, str) else self.config.queue,
-            time.monotonic(),
+            now,
             retry=True,
-            attempts=int(_number(properties, "x-k2hr3-attempts")),
-            first_failure=_number(properties, "x-k2hr3-first-failure"),
-            last_failure=_number(properties, "x-k2hr3-last-failure"),
+            attempts=int(number_header(properties, "x-k2hr3-attempts")),
+            first_failure=number_header(properties, "x-k2hr3-first-failure"),
+            last_failure=number_header(properties, "x-k2hr3-last-failure"),
         )
-        if self._understand(delivery, ()):
-            wait = self._wait(delivery)
-            # not longer than the longest pause, should another host's clock be wrong
-            delivery.due = delivery.since + min(wait, self.config.k2hr3.retry_interval_seconds)
-            (self._held if wait > 0 else self._due).append(delivery)
+        if self._read(delivery, ()):
+            # the clock of the host that wrote last_failure may be wrong
+            longest = self.config.k2hr3.retry_interval_seconds
+            delivery.due = now + min(self._seconds_until_due(delivery), longest)
+            self._attempts.submit(delivery, now)
 
-    def _understand(self, delivery: Delivery, sources: tuple[Source, ...]) -> bool:
-        """Find a delivery's deletion; where there is none, settle it and return False."""
-        delivery.consumer.unfinished[delivery.tag] = delivery
+    def _read(self, delivery: Delivery, sources: tuple[Source, ...]) -> bool:
+        """Register a delivery and find its deletion.
+
+        If there is none, conclude the delivery and return False.
+        """
+        delivery.consumer.unfinished[delivery.delivery_tag] = delivery
         try:
             notification = decode(delivery.body, delivery.properties)
-            delivery.event = _printable(
-                f"event={notification.event_type} message_id={notification.metadata['message_id']}"
-            )
+            message_id = notification.metadata["message_id"]
+            delivery.event = printable(f"event={notification.event_type} message_id={message_id}")
             if delivery.retry or any(accepts(source, notification) for source in sources):
                 delivery.deletion = self.endpoint.deletion(notification)
         except MalformedNotification as error:
-            self._dead_letter(delivery, str(error))
-        except Exception as error:  # an endpoint's, or what nobody thought of
-            self._dead_letter(delivery, f"the endpoint raised {error!r}")
+            self._conclude(delivery, DEAD_LETTER, str(error))
+        except Exception as error:
+            self._conclude(delivery, DEAD_LETTER, f"the endpoint raised {error!r}")
         else:
             if delivery.deletion is None and delivery.retry:
-                self._dead_letter(delivery, "it leads to no deletion")
+                self._conclude(delivery, DEAD_LETTER, "a retry that leads to no deletion")
             elif delivery.deletion is None:
-                self.counters["ignored"] += 1
-                delivery.finish()
+                self._conclude(delivery, IGNORED)
         return delivery.deletion is not None
 
-    def _wait(self, delivery: Delivery) -> float:
-        """Seconds from now until a failed deletion is due."""
-        pause = min(2.0 ** min(delivery.attempts, 10), self.config.k2hr3.retry_interval_seconds)
-        return delivery.last_failure + pause - time.time()
+    def _seconds_until_due(self, delivery: Delivery) -> float:
+        longest = self.config.k2hr3.retry_interval_seconds
+        pause: float = min(2.0 ** min(delivery.attempts, 10), longest)
+        return delivery.last_failure + pause - float(self._clock.time())
 
-    def _tick(self, now: float) -> None:
-        """What time brings about."""
-        if now >= self._next_look:
-            self._look(now)
-        for delivery in [each for each in self._pending if now - each.since > self.hold_seconds]:
-            self._pending.remove(delivery)
-            self._move(
-                delivery,
-                self.retry_queue,
-                delivery.reason or f"K2HR3 did not come to it within {self.hold_seconds:.0f} s",
-            )
-        held, self._held = self._held, []
-        for delivery in held:
-            if now < delivery.due or (self._breaker.open and not delivery.copy_to):
-                self._held.append(delivery)
-            elif self._breaker.open or delivery.copy_to == self.dead_letter_queue:
-                self._move(delivery, delivery.copy_to, delivery.reason)
-            else:
-                delivery.since, delivery.copy_to = now, ""
-                self._due.append(delivery)
-        self.on_tick()
-
-    # Attempts
-
-    def _give_out(self, now: float) -> None:
-        if self._breaker.open:
-            for delivery in self._pending:
-                self._move(delivery, self.retry_queue, "K2HR3 is in trouble")
-            self._pending.clear()
-            self._held.extend(self._due)
-            self._due.clear()
-            self._give_back()
-        if self._halt and not self._with_workers:
-            self._halt = False
-            self._pending = deque(sorted(self._pending, key=lambda delivery: delivery.since))
-        if self._breaker.wants_probe(now):
-            if not self._with_workers:
-                self._hand_over(None, probe())
-        elif not self._breaker.open and not self._halt:
-            well = not self._breaker.failures  # else one at a time until the next success
-            most = self.config.k2hr3.concurrency + self._ahead if well else 1
-            while self._due or self._pending:
-                # of retries only as many are in hand as can run: they need not wait for room
-                retry = bool(self._due) and (well or self._retry_turn or not self._pending)
-                if self._with_workers >= most and not (well and retry):
-                    break
-                self._retry_turn = not retry
-                delivery = (self._due if retry else self._pending).popleft()
-                assert delivery.deletion
-                self._hand_over(delivery, delivery.deletion)
-
-    def _give_back(self) -> None:
-        """Leave the retry queue to listeners that reach K2HR3, once all we have of it is idle."""
-        for consumer in [each for each in self._consumers if each.queue == self.retry_queue]:
-            if (
-                consumer.channel.is_open
-                and not consumer.cancelled
-                and all(delivery in self._held for delivery in consumer.unfinished.values())
-            ):
-                consumer.flush()
-                consumer.channel.close()
-                self._drop(consumer)
-
-    def _hand_over(self, delivery: Delivery | None, deletion: Deletion) -> None:
-        self._with_workers += 1
-        # a retry overtakes what was fed ahead
-        (self._work.appendleft if delivery and delivery.retry else self._work.append)(
-            (delivery, deletion)
-        )
-        self._work_ready.put(None)
-
-    def _attempt(self) -> None:
-        """A worker thread: makes one attempt after the other, of a delivery or (None) a probe."""
-        while True:
-            self._work_ready.get()
-            delivery, deletion = self._work.popleft()
-            began, error = time.monotonic(), None
-            if delivery and (
-                self._halt
-                or not delivery.consumer.channel.is_open
-                or (not delivery.retry and began - delivery.since > self.hold_seconds)
-            ):
-                self._answer(partial(self._handed_back, delivery), True)
-                continue
-            # the events of one deletion come within milliseconds: looked at only now
-            if delivery and not delivery.retry and deletion.cuk in self._removed:
-                self._answer(
-                    partial(self._already_removed, delivery), len(self._work) <= self._ahead // 2
-                )
-                continue
-            try:
-                self.role_api.delete(deletion)
-            except RoleApiError as failure:
-                error = failure
-            except Exception as failure:  # a worker does not die of what nobody thought of
-                error = RoleApiError(f"unexpected {failure!r}")
-            if error:
-                self._halt = True
-            milliseconds = 1000 * (time.monotonic() - began)
-            if delivery and not (
-                error or deletion.ips or delivery.attempts or milliseconds > 1000 * DOUBTFUL_SECONDS
-            ):
-                self._removed[deletion.cuk] = None
-            if delivery is None:
-                self._answer(partial(self._probed, error), True)
-            else:
-                self._answer(
-                    partial(self._attempted, delivery, milliseconds, error),
-                    bool(error) or delivery.retry or len(self._work) <= self._ahead // 2,
-                )
-
-    def _answer(self, result: Callable[[], None], urgent: bool) -> None:
-        """Give a result to the listener's thread, which looks anyway twice a second."""
-        self._results.put(result)
-        connection = self._connection
-        if connection and urgent and not self._woken:
-            self._woken = True
-            try:
-                connection.add_callback_threadsafe(lambda: None)
-            except Exception as error:  # lost, as the listener's thread knows
-                LOG.debug("wake-up: %s", explain(error))
+    # Decide
 
     def _collect(self) -> None:
-        self._woken = False
-        while not self._results.empty():
-            self._results.get()()
+        """Collect the results of workers and publisher, and decide."""
+        self._snapshot = self._attempts.collect(self._clock.monotonic())
+        for job, outcome in self._snapshot.results:
+            if isinstance(job, Probe):
+                assert isinstance(outcome, Attempted)
+                self._on_probe(outcome.error)
+            elif isinstance(outcome, Copied):
+                self._on_copied(job, outcome.problem)
+            else:
+                self._on_outcome(job, outcome)
 
-    def _already_removed(self, delivery: Delivery) -> None:
-        self._with_workers -= 1
-        self.counters["ignored"] += 1
-        LOG.debug("ignored %s: its instance is removed", delivery.event)
-        delivery.finish()
-
-    def _handed_back(self, delivery: Delivery) -> None:
-        self._with_workers -= 1
-        if time.monotonic() - delivery.since > self.hold_seconds:
-            self._next_tick = 0.0  # which moves it
-        if delivery.consumer.channel.is_open:
-            (self._due if delivery.retry else self._pending).appendleft(delivery)
-
-    def _attempted(
-        self, delivery: Delivery, milliseconds: float, error: RoleApiError | None
-    ) -> None:
-        assert delivery.deletion
-        self._with_workers -= 1
-        delivery.attempts += 1
-        what = (
-            f"instance={delivery.deletion.cuk} host={','.join(delivery.deletion.ips) or 'all'} "
-            f"{delivery.event} attempts={delivery.attempts} ms={milliseconds:.0f}"
-        )
-        never = error is not None and error.status in (414, 431)  # it can't ever fit
-        if not never:
-            self._breaker.attempted(error)
-        self._ahead = (
-            0
-            if error
-            else min(
-                self._most_ahead, int(100 * self.config.k2hr3.concurrency / max(milliseconds, 1.0))
-            )
-        )
-        if error is None:
-            if len(self._removed) > self.remembered:
-                self._removed.popitem(last=False)
-            self.counters["deleted"] += 1
-            LOG.info("deleted %s", what)
-            delivery.finish()
-            return
-        self.counters["failed"] += 1
-        LOG.warning("not deleted %s: %s", what, error)
-        delivery.last_failure = time.time()
-        delivery.first_failure = delivery.first_failure or delivery.last_failure
-        if self._stopping.is_set() or not delivery.consumer.channel.is_open:
-            return  # unacked, so the broker delivers it again
-        limit = self.config.k2hr3.dead_letter_after_seconds
-        if never or 0 < limit <= delivery.last_failure - delivery.first_failure:
-            self._dead_letter(delivery, str(error))
-        else:
-            self._move(delivery, self.retry_queue, str(error))
-
-    def _probed(self, error: RoleApiError | None) -> None:
-        self._with_workers -= 1
-        self._breaker.probed(error, time.monotonic())
+    def _on_probe(self, error: RoleApiError | None) -> None:
         if error:
-            self._say(
+            self._troubles.begin(
                 "K2HR3",
                 logging.ERROR,
-                f"K2HR3 is in trouble, deletions wait in {self.retry_queue}: {error}",
+                f"K2HR3 is in trouble, deletions wait in {self._queue_for(RETRY)}: {error}",
             )
-        elif self._well("K2HR3", "K2HR3 is back"):
-            self._next_look = 0.0
+        elif self._troubles.end("K2HR3", "K2HR3 is back") and self._session:
+            self._session.next_set_up = 0.0  # consume the retry queue again
 
-    # Copies
+    def _on_outcome(self, delivery: Delivery, outcome: Attempted | Skipped) -> None:
+        """Decide on a deletion that was attempted or skipped."""
+        if isinstance(outcome, Attempted):
+            self._count(delivery, outcome.error)
+            reason = str(outcome.error or "")
+        else:
+            reason = outcome.reason
+        limit = self.config.k2hr3.dead_letter_after_seconds
+        verdict = decide(outcome, delivery.last_failure - delivery.first_failure, limit)
+        if isinstance(outcome, Attempted):
+            self._log_attempt(delivery, verdict, outcome)
+        comes_again = self._stopping.is_set() or not delivery.consumer.is_open
+        if not (verdict.copy_to and comes_again):
+            self._conclude(delivery, verdict, reason)
 
-    def _dead_letter(self, delivery: Delivery, reason: str) -> None:
-        LOG.warning(
-            "dead letter %s from %s: %s", delivery.event, delivery.queue, _printable(reason)
+    def _count(self, delivery: Delivery, error: RoleApiError | None) -> None:
+        delivery.attempts += 1
+        if error:
+            self.counters["failed"] += 1
+            delivery.last_failure = self._clock.time()
+            delivery.first_failure = delivery.first_failure or delivery.last_failure
+
+    def _log_attempt(self, delivery: Delivery, verdict: Verdict, attempted: Attempted) -> None:
+        ips = ",".join(delivery.deletion.ips) or "all"
+        text = (
+            f"{verdict.word} instance={delivery.deletion.cuk} host={ips} {delivery.event} "
+            f"attempts={delivery.attempts} ms={1000 * attempted.seconds:.0f}"
         )
-        self._move(delivery, self.dead_letter_queue, reason)
+        if attempted.error:
+            LOG.warning(f"{text}: {attempted.error}")
+        else:
+            LOG.info(text)
 
-    def _move(self, delivery: Delivery, to: str, reason: str) -> None:
-        """Have a delivery copied to a queue of ours, after which it is acked."""
-        delivery.copy_to, delivery.reason = to, _printable(reason)
-        self._publisher.copy(delivery)
-
-    def _copied_there(self, delivery: Delivery, problem: str) -> None:
-        self._answer(partial(self._copied, delivery, problem), True)
-
-    def _copied(self, delivery: Delivery, problem: str) -> None:
-        if not problem:
-            self.counters[
-                "retried" if delivery.copy_to == self.retry_queue else "dead_letters"
-            ] += 1
+    def _conclude(self, delivery: Delivery, verdict: Verdict, reason: str = "") -> None:
+        """Carry out a verdict: ack the delivery, or have it copied first."""
+        is_new = delivery.verdict is not verdict
+        delivery.verdict = verdict
+        delivery.reason = printable(reason)
+        if is_new and verdict is DEAD_LETTER:
+            LOG.warning(f"dead letter {delivery.event} from {delivery.queue}: {delivery.reason}")
+        if verdict.copy_to:
+            delivery.is_being_copied = True
+            self._publisher.copy(delivery, self._queue_for(verdict))
+        else:
+            self.counters[verdict.counter] += 1
             delivery.finish()
-        elif delivery.consumer.channel.is_open:
-            now = time.monotonic()
-            delivery.due = now + max(1.0, self._wait(delivery))
-            self._held.append(delivery)
-            self._next_look = min(self._next_look, now + 5)  # the queue may be missing
+
+    def _on_copied(self, delivery: Delivery, problem: str) -> None:
+        delivery.is_being_copied = False
+        if not problem:
+            assert delivery.verdict
+            self.counters[delivery.verdict.counter] += 1
+            delivery.finish()
+            return
+        if self._session and delivery.consumer.is_open:
+            now = self._clock.monotonic()
+            delivery.due = now + max(1.0, self._seconds_until_due(delivery))
+            self._attempts.submit(delivery, now)
+            self._session.next_set_up = min(self._session.next_set_up, now + 5)  # is it missing?
 
     # Queues and consumers
 
-    def _look(self, now: float) -> None:
-        """See that our queues, bindings and consumers are there; again in 5 s where one is not.
+    def _queue_for(self, verdict: Verdict) -> str:
+        return self.config.queue + verdict.copy_to
 
-        Again in 30 s at most: nothing signals that an exchange was deleted and made again.
+    def _set_up(self, session: Session) -> None:
+        """Set up queues, bindings and consumers that are missing.
+
+        Looks again in 5 s if something is still missing, else in 30 s, because nothing tells that
+        an exchange was deleted and made again.
         """
-        assert self._connection
-        ours = "quorum" if self.config.rabbit.rabbit_quorum_queue else "classic"
-        well = [
-            self._check(
-                f"queue {name}",
-                f"configure permission on {name}",
-                ensure_queue(self._connection, name, ours),
-            )
-            for name in (self.retry_queue, self.dead_letter_queue)
-        ]
-        for subscription in self._subscriptions:
-            name = subscription.queue
-            there = self._check(
-                f"queue {name}",
-                f"configure permission on {name}",
-                ensure_queue(self._connection, name, ours if subscription.bindings else ""),
-            )
-            well.append(
-                there
-                and self._consume(
-                    name,
-                    self.config.rabbit.rabbit_qos_prefetch_count or 200,
-                    partial(self._on_notification, subscription),
-                )
-            )
-            for exchange, key in subscription.bindings if there else ():
-                well.append(
-                    self._check(
-                        f"exchange {exchange}, {key}",
-                        f"read permission on {exchange}, write permission on {name}",
-                        refusal(
-                            self._connection,
-                            partial(
-                                BlockingChannel.queue_bind,
-                                queue=name,
-                                exchange=exchange,
-                                routing_key=key,
-                            ),
-                        ),
-                    )
-                )
-        if well[0] and self._may_retry():
-            well.append(
-                self._consume(self.retry_queue, self.config.k2hr3.concurrency, self._on_retry)
-            )
-        self._next_look = now + (30.0 if all(well) else 5.0)
+        found = list(self._set_up_all(session))
+        session.next_set_up = self._clock.monotonic() + (30.0 if all(found) else 5.0)
+
+    def _set_up_all(self, session: Session) -> Iterator[bool]:
+        """Set up one thing after the other; yield for each whether it is there."""
+        queue_type = "quorum" if self.config.rabbit.rabbit_quorum_queue else "classic"
+        yield self._ensure(session, self._queue_for(DEAD_LETTER), queue_type)
+        has_retry_queue = self._ensure(session, self._queue_for(RETRY), queue_type)
+        yield has_retry_queue
+        for each in self._subscriptions:
+            is_there = self._ensure(session, each.queue, queue_type if each.bindings else "")
+            yield is_there
+            if is_there:
+                on_message = partial(self._on_notification, each)
+                yield self._consume(session, each.queue, self.config.rabbit.prefetch, on_message)
+                for exchange, routing_key in each.bindings:
+                    yield self._bind(session, each.queue, exchange, routing_key)
+        if has_retry_queue and self._may_retry():
+            concurrency = self.config.k2hr3.concurrency
+            yield self._consume(session, self._queue_for(RETRY), concurrency, self._on_retry)
 
     def _may_retry(self) -> bool:
-        return not self._breaker.open
+        return not self._snapshot.in_trouble
 
-    def _consume(self, name: str, prefetch: int, on_message: Callable[..., None]) -> bool:
-        if any(each.queue == name and not each.cancelled for each in self._consumers):
+    def _ensure(self, session: Session, queue: str, create: str) -> bool:
+        refused = ensure_queue(session.connection, queue, create)
+        return self._report(f"queue {queue}", f"configure permission on {queue}", refused)
+
+    def _bind(self, session: Session, queue: str, exchange: str, routing_key: str) -> bool:
+        refused = refusal(
+            session.connection,
+            lambda channel: channel.queue_bind(queue, exchange, routing_key),
+        )
+        needs = f"read permission on {exchange}, write permission on {queue}"
+        return self._report(f"exchange {exchange}, {routing_key}", needs, refused)
+
+    def _consume(
+        self, session: Session, queue: str, prefetch: int, on_message: Callable[..., None]
+    ) -> bool:
+        if session.consumer_of(queue):
             return True
         refused = None
         try:
-            assert self._connection
-            self._consumers.append(Consumer(self._connection, name, prefetch, on_message))
+            consumer = Consumer(session.connection, queue, prefetch, on_message)
+            session.consumers.append(consumer)
         except amqp.ChannelClosedByBroker as error:
             refused = error
-        return self._check(f"consumer of {name}", f"read permission on {name}", refused)
+        return self._report(f"consumer of {queue}", f"read permission on {queue}", refused)
 
-    def _check(self, what: str, needs: str, refused: amqp.ChannelClosedByBroker | None) -> bool:
+    def _report(self, what: str, needs: str, refused: amqp.ChannelClosedByBroker | None) -> bool:
         if refused is None:
-            self._well(what, f"{what}: well again")
+            self._troubles.end(what, f"{what}: recovered")
             return True
         hint = f"; needs {needs}" if refused.reply_code == 403 else ""
-        self._say(what, logging.WARNING, f"{what}: {explain(refused)}{hint}; looking every 5 s")
+        text = f"{what}: {explain(refused)}{hint}; trying again every 5 s"
+        self._troubles.begin(what, logging.WARNING, text)
         return False
 
-    def _say(self, topic: str, level: int, text: str) -> None:
-        """Log trouble with a topic, once until it is well again."""
-        LOG.log(logging.DEBUG if topic in self._said else level, text)
-        self._said.add(topic)
 
-    def _well(self, topic: str, text: str) -> bool:
-        """Log that what was said about a topic is over; returns whether there was anything."""
-        if topic not in self._said:
-            return False
-        self._said.remove(topic)
-        LOG.info(text)
-        return True
-
-
-def _number(properties: pika.BasicProperties, header: str) -> float:
-    value = (properties.headers or {}).get(header)
-    return value if isinstance(value, (int, float)) and 0 <= value < 2**40 else 0
-
-
-def _printable(text: str) -> str:
-    """One short line of a text that strangers wrote."""
-    return re.sub(r"[^ -~]+", "?", text)[:300]
-
-
-# --- Commands ----------------------------------------------------------------------------------
+# --- Process -----------------------------------------------------------------------------------
 
 CONFIG_FILES = (
     "./k2hr3_osnl.ini",
@@ -1942,171 +2379,204 @@ CONFIG_FILES = (
 
 
 class LogFile(logging.handlers.TimedRotatingFileHandler):
-    """A log file that is rotated daily; a full disk makes it write to standard error."""
+    """A log file that is rotated daily. If a record can't be written, standard error gets it."""
 
     def handleError(self, record: logging.LogRecord) -> None:
+        """Print the record and the reason."""
         print(f"{self.baseFilename}: {sys.exc_info()[1]}: {self.format(record)}", file=sys.stderr)
 
 
 def set_up_logging(default: Default) -> None:
-    """Log as ``[DEFAULT]`` says; :raises ConfigError: the log file can't be written."""
-    stream = sys.stdout if default.log_file == "sys.stdout" else sys.stderr
-    try:
-        handler = (
-            logging.StreamHandler(stream)
-            if default.log_file in STREAMS
-            else LogFile(
+    """Log as ``[DEFAULT]`` says.
+
+    :raises ConfigError: the log file can't be written
+    """
+    handler: logging.Handler
+    if default.log_file in STREAMS:
+        is_stdout = default.log_file == "sys.stdout"
+        handler = logging.StreamHandler(sys.stdout if is_stdout else sys.stderr)
+    else:
+        try:
+            handler = LogFile(
                 default.log_file,
                 when="midnight",
                 backupCount=31,
                 encoding="utf-8",
                 errors="backslashreplace",
             )
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"[DEFAULT] log_file = {default.log_file}: {error.strerror}: accepted "
-            "is a file that can be written"
-        ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"[DEFAULT] log_file = {default.log_file}: {error.strerror}: expected "
+                f"{LOG_FILE.expected}"
+            ) from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     libraries = LEVELS[default.libs_debug_level]
     logging.basicConfig(handlers=[handler], level=libraries, force=True)
     LOG.setLevel(LEVELS[default.debug_level])
-    if libraries > logging.DEBUG:  # pika logs seven errors where ours says it in one line
+    if libraries > logging.DEBUG:  # pika logs many lines about one error; ours is enough
         logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
 
 
 def notify_systemd(state: str) -> None:
-    """Tell systemd, where it listens; see sd_notify(3)."""
+    """Tell systemd the state, if it has started this process; see sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
     try:
-        if address:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-                notify.setblocking(False)
-                notify.sendto(state.encode(), re.sub("^@", "\0", address))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.setblocking(False)
+            notify.sendto(state.encode(), re.sub("^@", "\0", address))
     except OSError as error:
-        LOG.debug("NOTIFY_SOCKET %s: %s", address, error)
+        LOG.debug(f"NOTIFY_SOCKET {address}: {error}")
 
 
-def run(listener: Listener) -> None:
-    """Run a listener under signals: SIGTERM and SIGINT stop it, HUP and USR1 see to the log."""
-    # All threads block them and one waits for them, so that nothing is ever interrupted.
+def run_process(listener: Listener) -> None:
+    """Run a listener as this process, under signals.
+
+    SIGTERM and SIGINT stop it, SIGHUP opens the log file again, SIGUSR1 logs the counters. One
+    thread waits for these signals and all others block them, so they interrupt nothing. systemd
+    is told READY before there is a connection: an outage of the broker is no failed start.
+    """
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    threading.Thread(target=_obey, args=(signals, listener), daemon=True).start()
+    threading.Thread(target=_obey_signals, args=(signals, listener), daemon=True).start()
     notify_systemd("READY=1")
-    LOG.info(
-        "k2hr3_osnl %s, settings: %s", __version__, ", ".join(listener.config.files) or "defaults"
-    )
+    files = ", ".join(listener.config.files) or "defaults"
+    LOG.info(f"k2hr3_osnl {__version__}, settings: {files}")
     for warning in listener.config.warnings:
         LOG.warning(warning)
     listener.run()
-    LOG.info("stopped: %s", listener.status().partition(": ")[2])
+    LOG.info(f"stopped: {listener.counts()}")
 
 
-def _obey(signals: set[signal.Signals], listener: Listener) -> None:
-    stopping = False
+def _obey_signals(signals: set[signal.Signals], listener: Listener) -> None:
+    is_stopping = False
     while True:
         number = signal.sigwait(signals)
         if number == signal.SIGUSR1:
-            LOG.info("counters, %s", listener.status())
+            LOG.info(f"counters, {listener.status()}")
         elif number == signal.SIGHUP:
-            for handler in logging.getLogger().handlers:
-                try:
-                    handler.close()  # of a file; the next line opens its path again
-                except OSError as error:  # what a full disk did not take is lost
-                    print(f"log_file: {error}", file=sys.stderr)
-        elif stopping:
+            _reopen_log_files()
+        elif is_stopping:
             os._exit(listener.exit_code)
         else:
-            stopping = True
-            notify_systemd("STOPPING=1")
-            listener.stop()
-            # Neither a stalled broker nor a hanging K2HR3 holds us: what is unacked comes again.
-            deadline = threading.Timer(
-                listener.config.k2hr3.timeout_seconds + 1, os._exit, (listener.exit_code,)
-            )
-            deadline.daemon = True
-            deadline.start()
+            is_stopping = True
+            _stop_in_time(listener)
+
+
+def _reopen_log_files() -> None:
+    for handler in logging.getLogger().handlers:
+        try:
+            handler.close()  # the next record opens the file again
+        except OSError as error:  # the disk is full; what was buffered is lost
+            print(f"log_file: {error}", file=sys.stderr)
+
+
+def _stop_in_time(listener: Listener) -> None:
+    """Stop the listener, and end the process at a deadline. The broker delivers the rest again."""
+    notify_systemd("STOPPING=1")
+    listener.stop()
+    seconds = listener.config.k2hr3.timeout_seconds + 1
+    deadline = threading.Timer(seconds, os._exit, (listener.exit_code,))
+    deadline.daemon = True
+    deadline.start()
+
+
+# --- Commands ----------------------------------------------------------------------------------
 
 
 def listen(config: Config, _arguments: argparse.Namespace) -> int:
-    """The daemon, until SIGTERM or SIGINT.
+    """Listen until SIGTERM or SIGINT: the daemon.
 
-    A second signal ends it at once. It lives through everything that happens to broker and
-    K2HR3. SIGHUP reopens the log file, SIGUSR1 logs the counters.
+    A second signal ends it at once. No failure of the broker or of K2HR3 ends it. SIGHUP reopens
+    the log file, SIGUSR1 logs the counters.
     """
     listener = Listener(config)
     listener.on_tick = lambda: notify_systemd(f"WATCHDOG=1\nSTATUS={listener.status()}")
-    run(listener)
+    run_process(listener)
     return 0
 
 
 class Drain(Listener):
-    """A listener that ends by itself, for `drain`."""
+    """A listener that ends by itself, for the command `drain`.
+
+    It differs from a listener in this: it ignores due times; it consumes the retry queue only after
+    the notification queues are empty, and takes only as many deliveries as were ready there; on
+    each tick it stops if all is done, or if nothing goes on. Its forced end is a failure (75).
+    """
 
     exit_code = os.EX_TEMPFAIL
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.done = False
-        self.on_tick = self._see_whether_done
+        self.on_tick = self._stop_when_done
+        self.is_done = False
         self._progress = Progress()
-        self._last_done = 0, time.monotonic()  # how many deliveries, and when that changed
-        self._retries = -1  # still to be taken from the retry queue; -1: not counted yet
-        self._idle = 0  # looks at which nothing was left
+        self._settled = 0  # deliveries
+        self._settled_at = time.monotonic()  # when that changed
+        self._retries_left: int | None = None  # None: not counted yet
+        self._empty_looks = 0  # in a row
 
-    def _wait(self, delivery: Delivery) -> float:
-        return 0.0  # due times are for a daemon, which comes back
+    def _seconds_until_due(self, delivery: Delivery) -> float:
+        return 0.0
 
     def _may_retry(self) -> bool:
-        return self._retries > 0 and super()._may_retry()
+        return bool(self._retries_left) and super()._may_retry()
 
-    def _on_retry(self, *rest: Any) -> None:
-        if self._retries > 0:  # what comes later stays unacked and goes back
-            self._retries -= 1
-            super()._on_retry(*rest)
+    def _on_retry(self, *arguments: Any) -> None:
+        if self._retries_left:  # later ones stay unacked and go back at the end
+            self._retries_left -= 1
+            super()._on_retry(*arguments)
 
-    def _see_whether_done(self) -> None:
-        now, there = time.monotonic(), {consumer.queue for consumer in self._consumers}
-        if not self._connection or not all(each.queue in there for each in self._subscriptions):
-            if now > self._last_done[1] + 30:
-                LOG.error("the broker, or a notification queue, is not there within 30 s")
+    def _stop_when_done(self) -> None:
+        session = self._session
+        now = time.monotonic()
+        if not session or not all(session.consumer_of(each.queue) for each in self._subscriptions):
+            if now > self._settled_at + 30:
+                LOG.error("the broker, or a notification queue, was not there within 30 s")
                 self.stop()
             return
-        done = sum(self.counters.values())
-        if done != self._last_done[0]:
-            self._last_done = done, now
-        elif now > self._last_done[1] + self.config.k2hr3.timeout_seconds + self.hold_seconds:
-            LOG.error("something is left that can be neither deleted nor copied")
+        settled = sum(self.counters.values())
+        if settled != self._settled:
+            self._settled = settled
+            self._settled_at = now
+        elif now > self._settled_at + self.config.k2hr3.timeout_seconds + self.hold_seconds:
+            LOG.error("some deliveries could be neither deleted nor copied; they go back")
             self.stop()
-        left = sum(look_at(self._connection, each.queue)[0] for each in self._subscriptions) + sum(
-            len(consumer.unfinished) for consumer in self._consumers
-        )
-        self._progress.show(
-            self.counters["deleted"] + self.counters["failed"], left + max(0, self._retries)
-        )
-        # twice, since what the broker just sent is neither ready there nor in hand here
-        self._idle = self._idle + 1 if left == 0 else 0
-        if self._idle < 2:
+        left = sum(len(consumer.unfinished) for consumer in session.consumers)
+        for each in self._subscriptions:
+            left += inspect_queue(session.connection, each.queue).ready
+        attempts = self.counters["deleted"] + self.counters["failed"]
+        self._progress.show(attempts, left + (self._retries_left or 0))
+        # Twice: a message on its way is neither ready at the broker nor unfinished here.
+        self._empty_looks = self._empty_looks + 1 if left == 0 else 0
+        if self._empty_looks >= 2:
+            self._go_on_or_stop(session)
+
+    def _go_on_or_stop(self, session: Session) -> None:
+        """Go on with the retry queue, or stop, now that the notification queues are empty."""
+        if self._snapshot.in_trouble:
+            self.stop()
             return
-        if self._retries and not self._breaker.open:
-            ready, _, _ = look_at(self._connection, self.retry_queue)
-            if self._retries < 0 or ready == 0:  # to begin with; or others took some
-                self._retries, self._next_look = ready, 0.0
-        if self._retries == 0 or self._breaker.open:
-            self.done = not self._breaker.open
+        ready = inspect_queue(session.connection, self._queue_for(RETRY)).ready
+        if self._retries_left is None or ready == 0:  # or other listeners took the rest
+            self._retries_left = ready
+            self._empty_looks = 0
+            session.next_set_up = 0.0
+        if self._retries_left == 0:
+            self.is_done = True
             self.stop()
 
 
 class Progress:
-    """Done, left and rate, once a second, where standard error is a terminal."""
+    """Shows progress once a second if standard error is a terminal."""
 
     def __init__(self) -> None:
-        self._begun = self._next = time.monotonic()
+        self._begun = time.monotonic()
+        self._next = self._begun
 
     def show(self, done: int, left: int) -> None:
-        """Show how many are done and left."""
+        """Show how many are done and left, and the rate."""
         now = time.monotonic()
         if sys.stderr.isatty() and now >= self._next:
             self._next = now + 1
@@ -2114,34 +2584,37 @@ class Progress:
             print(f"\r{done} done, {left} left, {rate:.0f}/s ", end="", file=sys.stderr, flush=True)
 
 
-def broker(config: Config) -> pika.BlockingConnection:
-    """A connection for a command; :raises Error: no broker reached."""
+def open_connection(config: Config) -> pika.BlockingConnection:
+    """Connect to the broker of the settings, for a command.
+
+    :raises Error: no broker reached
+    """
     return connect(parse_transport_url(config.sources[0].transport_url, config.rabbit))
 
 
 def drain(config: Config, _arguments: argparse.Namespace) -> int:
-    """Work off what is queued, then end: for cron.
+    """Handle all that is queued, then end: for cron.
 
-    Takes the notification queues until they are empty, then each deletion that is ready in the
-    retry queue once. Exit 75 if one failed or was left, else 0.
+    Takes the notification queues until they are empty. Then attempts each deletion in the retry
+    queue once. The exit code is 75 if an attempt failed or something is left, else 0.
     """
     listener = Drain(config)
-    run(listener)
-    return 0 if listener.done and not listener.counters["failed"] else os.EX_TEMPFAIL
+    run_process(listener)
+    return 0 if listener.is_done and not listener.counters["failed"] else os.EX_TEMPFAIL
 
 
-#: A line of `check`: ok, warn or fail; what was looked at; what there is to say about it.
+#: A line of `check`: ok, warn or fail; what was looked at; the finding and what to do about it.
 Row = Tuple[str, str, str]
 
 
 def check(config: Config, arguments: argparse.Namespace) -> int:
-    """See whether all it takes is there, and what to do where it is not. Changes nothing.
+    """Check settings, broker, queues and Role API, and say what to do. Changes nothing.
 
-    One line each, ok, warn or fail: settings, broker, exchanges, our queues and their consumers,
-    queues that nobody consumes, and the Role API, by deleting an instance that never was.
+    Prints a line for each: ok, warn or fail. The Role API is asked to delete a random UUID, which
+    removes nothing. The exit code is 1 if anything failed.
     """
     rows = []
-    for result, what, text in _rows(config):
+    for result, what, text in _findings(config):
         rows.append({"result": result, "what": what, "text": text})
         if not arguments.json:
             print(f"{result:4}  {what}: {text}", flush=True)
@@ -2150,203 +2623,185 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
     return int(any(row["result"] == "fail" for row in rows))
 
 
-def _rows(config: Config) -> Iterable[Row]:
-    yield "ok", "settings", ", ".join(config.files) or "no file found, all are defaults"
+def _findings(config: Config) -> Iterator[Row]:
+    yield "ok", "settings", ", ".join(config.files) or "no file found, defaults are used"
     for warning in config.warnings:
         yield "warn", "settings", warning
     for gap in _gaps(config.sources):
         yield "warn", "sources", gap
     try:
-        with broker(config) as connection:
+        with open_connection(config) as connection:
             yield from _check_broker(config, connection)
     except (Error, amqp.AMQPError) as error:
         yield "fail", "broker", f"{explain(error)}; check transport_url, and that the broker runs"
     began = time.monotonic()
-    failure = _failure(RoleApi(config.k2hr3), probe())
-    yield (
-        ("fail", "Role API", str(failure))
-        if failure
-        else (
-            "ok",
-            "Role API",
-            f"{config.k2hr3.api_url}, {1000 * (time.monotonic() - began):.0f} ms",
-        )
-    )
+    failure = try_delete(RoleApi(config.k2hr3), Probe().deletion)
+    milliseconds = 1000 * (time.monotonic() - began)
+    if failure:
+        yield "fail", "Role API", str(failure)
+    else:
+        yield "ok", "Role API", f"{config.k2hr3.api_url}, {milliseconds:.0f} ms"
 
 
-def _gaps(sources: Iterable[Source]) -> Iterable[str]:
-    """Deletions that no source hears of."""
+def _gaps(sources: Iterable[Source]) -> Iterator[str]:
+    """Say which deletions no source hears of."""
     heard = [
         event_type
-        for event_type in (
-            "port.delete.end",
-            "instance.delete.end",
-            "instance.update",
-            "compute.instance.delete.end",
-            "compute.instance.force_delete.end",
-        )
+        for event_type in ("port.delete.end", *FORCED_DELETIONS, *FORCED_DELETIONS.values())
         if any(_matches(source.event_type, event_type) for source in sources)
     ]
     if heard == ["port.delete.end"]:
         yield (
             "only Neutron is heard: an instance whose port was made beforehand (by Heat, "
-            f"Terraform, --port) stays a member for ever; add [{NOTIFICATIONS}:nova]"
+            f"Terraform, --port) stays a member of its roles for ever; add [{NOTIFICATIONS}:nova]"
         )
-    missing = {
-        "instance.delete.end": "instance.update",
-        "compute.instance.delete.end": "compute.instance.force_delete.end",
-    }
-    if not set(heard) & set(missing.values()):
-        for deleted in set(heard) & set(missing):
+    for event_type, forced in FORCED_DELETIONS.items():
+        # one of the two events for forced deletions is enough
+        if event_type in heard and not set(heard) & set(FORCED_DELETIONS.values()):
             yield (
-                f"{deleted} is heard and {missing[deleted]} is not: an instance that is "
-                "force-deleted while its host is down stays a member for ever; let event_type "
+                f"{event_type} is heard and {forced} is not: an instance that is force-deleted "
+                "while its host is down stays a member of its roles for ever; let event_type "
                 "accept both"
             )
 
 
-def _check_broker(config: Config, connection: pika.BlockingConnection) -> Iterable[Row]:
-    impl = cast(Any, connection)._impl  # pika tells the server's properties nowhere else
-    user = getattr(impl.params.credentials, "username", "of the certificate")
+def _check_broker(config: Config, connection: pika.BlockingConnection) -> Iterator[Row]:
+    impl = cast(Any, connection)._impl  # pika offers no other way to the server's properties
+    parameters = impl.params
+    user = getattr(parameters.credentials, "username", "of the certificate")
+    version = impl.server_properties.get("version")
     yield (
         "ok",
         "broker",
-        (
-            f"{impl.params.host}:{impl.params.port}, RabbitMQ "
-            f"{impl.server_properties.get('version')}, user {user}, "
-            f"virtual host {impl.params.virtual_host}"
-        ),
+        f"{parameters.host}:{parameters.port}, RabbitMQ {version}, user {user}, virtual host "
+        f"{parameters.virtual_host}",
     )
     by_service = "the service makes it with its first notification"
     by_listener = "missing; the listener makes it when it starts"
     for exchange in dict.fromkeys(source.exchange for source in config.sources):
-        refused = refusal(
-            connection, partial(BlockingChannel.exchange_declare, exchange=exchange, passive=True)
-        )
+        declare = partial(BlockingChannel.exchange_declare, exchange=exchange, passive=True)
+        refused = refusal(connection, declare)
+        if refused:
+            hint = "check its control_exchange, and that its driver is messagingv2"
+            yield "fail", f"exchange {exchange}", f"{explain(refused)}; {by_service}: {hint}"
+        else:
+            yield "ok", f"exchange {exchange}", "there"
+    for each in subscriptions(config, Endpoint()):
+        missing = by_listener if each.bindings else f"missing; {by_service}"
+        yield from _check_queue(connection, each.queue, missing)
+        for _, routing_key in each.bindings:
+            yield from _check_default_queue(connection, routing_key)
+    retry_queue = config.queue + RETRY.copy_to
+    dead_letter_queue = config.queue + DEAD_LETTER.copy_to
+    yield from _check_queue(connection, retry_queue, by_listener, "wait for K2HR3")
+    hint = "need a person: see the command dead-letters"
+    yield from _check_queue(connection, dead_letter_queue, by_listener, hint)
+
+
+def _check_default_queue(connection: pika.BlockingConnection, queue: str) -> Iterator[Row]:
+    """Warn if a queue of the services has messages that nobody consumes."""
+    state = inspect_queue(connection, queue)
+    if state.ready and not state.consumers:
         yield (
-            "fail" if refused else "ok",
-            f"exchange {exchange}",
-            "there"
-            if not refused
-            else (
-                f"{explain(refused)}; {by_service}: check its control_exchange, and that its "
-                "driver is messagingv2"
-            ),
+            "warn",
+            f"queue {queue}",
+            f"{state.ready} ready and no consumer: it grows until the broker stops for lack of "
+            "memory or disk. Either consume it (set pool to nothing), or limit it: rabbitmqctl "
+            "set_policy "
+            f"{queue} '^{re.escape(queue)}$' '{{\"max-length\": 10000}}' --apply-to queues",
         )
-    for subscription in subscriptions(config, Endpoint()):
-        yield from _check_queue(
-            connection,
-            subscription.queue,
-            by_listener if subscription.bindings else f"missing; {by_service}",
-        )
-        for _, key in subscription.bindings:
-            ready, consumers, _ = look_at(connection, key)
-            if ready and not consumers:
-                yield (
-                    "warn",
-                    f"queue {key}",
-                    (
-                        f"{ready} ready and no consumer: it grows until the broker stops on memory "
-                        "or disk. Either consume it (set pool to nothing), or bound it: rabbitmqctl "
-                        f"set_policy {key} '^{re.escape(key)}$' '{{\"max-length\": 10000}}' "
-                        "--apply-to queues"
-                    ),
-                )
-    yield from _check_queue(connection, f"{config.queue}.retry", by_listener, "wait for K2HR3")
-    yield from _check_queue(
-        connection, f"{config.queue}.dead_letter", by_listener, "need a person: see dead-letters"
-    )
 
 
 def _check_queue(
-    connection: pika.BlockingConnection, name: str, missing: str, waiting: str = ""
-) -> Iterable[Row]:
-    """Look at a queue that should be there and consumed, or, with `waiting`, empty."""
-    what, (ready, consumers, refused) = f"queue {name}", look_at(connection, name)
-    if refused:
-        yield (
-            ("warn", what, missing)
-            if refused.reply_code == 404
-            else ("fail", what, explain(refused))
-        )
+    connection: pika.BlockingConnection, queue: str, missing: str, waiting: str = ""
+) -> Iterator[Row]:
+    """Check one of our queues.
+
+    :param missing: what to say where it is missing
+    :param waiting: if given, the queue should be empty, and this is what to say of its messages;
+        otherwise it should have a consumer
+    """
+    what = f"queue {queue}"
+    ready, consumers, refused = inspect_queue(connection, queue)
+    if refused and refused.reply_code == 404:
+        yield "warn", what, missing
         return
-    # declared again as durable, an existing queue that is not refuses, and nothing changes
-    refused = refusal(connection, lambda channel: channel.queue_declare(name, durable=True))
+    if refused:
+        yield "fail", what, explain(refused)
+        return
+    # Declaring it as durable changes nothing, and is refused if it exists and is not durable.
+    refused = refusal(connection, lambda channel: channel.queue_declare(queue, durable=True))
     if refused and "'durable'" in str(refused.reply_text):
         yield (
             "warn",
             what,
-            (
-                "not durable, a restart of the broker loses it: stop the listener and "
-                "delete it, then it is made durable"
-            ),
+            "not durable, a restart of the broker loses it: stop the listener and delete the "
+            "queue; the listener makes it durable",
         )
-    if waiting:
-        yield (
-            "warn" if ready else "ok",
-            what,
-            (
-                f"{ready} {waiting}"
-                if ready
-                else "none ready; a listener may hold some"
-                if consumers
-                else "empty"
-            ),
-        )
+    if not waiting and consumers:
+        yield "ok", what, f"{ready} ready, {consumers} consumers"
+    elif not waiting:
+        yield "warn", what, f"{ready} ready, 0 consumers; no listener runs"
+    elif ready:
+        yield "warn", what, f"{ready} {waiting}"
     else:
-        yield (
-            "ok" if consumers else "warn",
-            what,
-            f"{ready} ready, {consumers} consumers" + ("" if consumers else "; no listener runs"),
-        )
+        yield "ok", what, "no message ready; a listener may hold some" if consumers else "empty"
 
 
 def dump(config: Config, arguments: argparse.Namespace) -> int:
-    """Print each matching notification and the DELETE it leads to, as JSON lines.
+    """Print each matching notification and the DELETE that it leads to, as JSON lines.
 
-    From a temporary queue of its own, so a running listener misses nothing. Ctrl-C ends it.
+    It has a temporary queue of its own, so a running listener loses nothing. Ctrl-C ends it.
     """
-    endpoint, left = Endpoint(), arguments.count
-
-    def show(_channel: Any, _method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-        nonlocal left
-        row: dict[str, Any] = {}
-        try:
-            notification = decode(body, properties)
-            if not any(accepts(source, notification) for source in config.sources):
-                return
-            row = {
-                "event_type": notification.event_type,
-                **notification.metadata,
-                "publisher_id": notification.publisher_id,
-            }
-            deletion = endpoint.deletion(notification)
-            row["delete"] = deletion and f"{config.k2hr3.api_url}?{deletion.query}"
-        except MalformedNotification as error:
-            row["malformed"] = str(error)
-        print(json.dumps(row), flush=True)
-        left -= 1
-
-    with broker(config) as connection:
+    endpoint = Endpoint()
+    left = arguments.count
+    with open_connection(config) as connection, contextlib.suppress(KeyboardInterrupt):
         channel = connection.channel()
-        name = channel.queue_declare(
-            "", exclusive=True, auto_delete=True, arguments={"x-max-length": 10000}
-        ).method.queue
+        bounded = {"x-max-length": 10000}
+        declared = channel.queue_declare("", exclusive=True, auto_delete=True, arguments=bounded)
+        queue = declared.method.queue
         for source in config.sources:
             for priority in endpoint.priorities():
-                channel.queue_bind(name, source.exchange, f"{source.topic}.{priority}")
-        channel.basic_consume(name, show, auto_ack=True)
-        try:
-            while left:
-                connection.process_data_events(0.5)
-        except KeyboardInterrupt:
-            pass
+                channel.queue_bind(queue, source.exchange, f"{source.topic}.{priority}")
+        for _, properties, body in channel.consume(queue, auto_ack=True):
+            row = describe(config, endpoint, body, properties)
+            if row:
+                print(json.dumps(row), flush=True)
+                left -= 1
+            if left == 0:
+                break
     return 0
 
 
-#: What `emit` publishes: publisher, event type and payload, by instance and addresses.
-SAMPLES: dict[str, tuple[str, str, Callable[[str, list[str]], Any]]] = {
-    "neutron": (
+def describe(
+    config: Config, endpoint: Endpoint, body: bytes, properties: pika.BasicProperties
+) -> dict[str, Any]:
+    """Describe a notification and the DELETE it leads to; empty if no source accepts it."""
+    row: dict[str, Any] = {}
+    try:
+        notification = decode(body, properties)
+        if not any(accepts(source, notification) for source in config.sources):
+            return {}
+        row["event_type"] = notification.event_type
+        row.update(notification.metadata)
+        row["publisher_id"] = notification.publisher_id
+        deletion = endpoint.deletion(notification)
+        row["delete"] = deletion and f"{config.k2hr3.api_url}?{deletion.query}"
+    except MalformedNotification as error:
+        row["malformed"] = str(error)
+    return row
+
+
+class Sample(NamedTuple):
+    """A notification for `emit`; `payload` makes one from an instance and its addresses."""
+
+    publisher_id: str
+    event_type: str
+    payload: Callable[[str, list[str]], Any]
+
+
+SAMPLES = {
+    "neutron": Sample(
         "network.sample",
         "port.delete.end",
         lambda cuk, ips: {
@@ -2357,12 +2812,12 @@ SAMPLES: dict[str, tuple[str, str, Callable[[str, list[str]], Any]]] = {
             }
         },
     ),
-    "nova": (
+    "nova": Sample(
         "nova-compute:sample",
         "instance.delete.end",
         lambda cuk, ips: {"nova_object.data": {"uuid": cuk, "state": "deleted"}},
     ),
-    "compute": (
+    "compute": Sample(
         "compute.sample",
         "compute.instance.delete.end",
         lambda cuk, ips: {"instance_id": cuk, "state": "deleted"},
@@ -2371,103 +2826,122 @@ SAMPLES: dict[str, tuple[str, str, Callable[[str, list[str]], Any]]] = {
 
 
 def emit(config: Config, arguments: argparse.Namespace) -> int:
-    """Publish a sample deletion as a service would; creates nothing."""
-    publisher_id, event_type, to_payload = SAMPLES[arguments.pattern]
+    """Publish a sample deletion as a service would. Creates no exchange or queue.
+
+    The instance is random by default. A real one would be deleted from its roles.
+    """
+    sample = SAMPLES[arguments.pattern]
     deletion = Deletion(arguments.instance or str(uuid.uuid4()), tuple(arguments.ip))
     message = {
         "message_id": str(uuid.uuid4()),
-        "publisher_id": publisher_id,
-        "event_type": event_type,
+        "publisher_id": sample.publisher_id,
+        "event_type": sample.event_type,
         "priority": "INFO",
-        "payload": to_payload(deletion.cuk, arguments.ip or ["192.0.2.1"]),
+        "payload": sample.payload(deletion.cuk, arguments.ip or ["192.0.2.1"]),
         "timestamp": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime()),
     }
     properties = pika.BasicProperties(
         content_type="application/json", content_encoding="utf-8", delivery_mode=2
     )
     body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()
-    source = next(
-        (source for source in config.sources if accepts(source, decode(body, properties))), None
-    )
+    notification = decode(body, properties)
+    source = next((each for each in config.sources if accepts(each, notification)), None)
     if source is None:
-        raise Error(f"no source of the settings accepts {event_type} of {publisher_id}")
-    with broker(config) as connection:
+        raise Error(
+            f"no source of the settings accepts {sample.event_type} of {sample.publisher_id}"
+        )
+    with open_connection(config) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
         channel.exchange_declare(source.exchange, passive=True)
-        channel.basic_publish(
-            source.exchange, f"{source.topic}.info", body, properties, mandatory=True
-        )
-    print(f"published {event_type} of instance {deletion.cuk} to exchange {source.exchange}")
+        routing_key = f"{source.topic}.info"
+        channel.basic_publish(source.exchange, routing_key, body, properties, mandatory=True)
+    print(f"published {sample.event_type} of instance {deletion.cuk} to exchange {source.exchange}")
     return 0
 
 
 def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
     """List the dead letters, with reason and age.
 
-    --replay moves each back to the queue it came from, once that is confirmed; look at the ages
-    first: an instance may have the same address again by now. --drop discards them.
+    --replay moves each back to the queue that it came from. Look at the ages first: by now the
+    instance may have the same address again. --drop discards them.
     """
     if arguments.replay and arguments.drop:
-        print("k2hr3_osnl: dead-letters: either --replay or --drop", file=sys.stderr)
-        return 2
-    name, failed, progress = f"{config.queue}.dead_letter", 0, Progress()
-    with broker(config) as connection:
+        raise UsageError("dead-letters: either --replay or --drop")
+    queue = config.queue + DEAD_LETTER.copy_to
+    failed = 0
+    progress = Progress()
+    with open_connection(config) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
-        count = channel.queue_declare(name, passive=True).method.message_count
+        count = channel.queue_declare(queue, passive=True).method.message_count
         for number in range(count):
-            method, properties, body = cast(Any, channel.basic_get(name))
+            method, properties, body = cast(Any, channel.basic_get(queue))
             if method is None:
                 break
-            headers, problem = properties.headers or {}, ""
-            to = str(headers.get("x-k2hr3-queue", config.queue))
-            since = _number(properties, "x-k2hr3-first-failure") or properties.timestamp
-            age = f"{(time.time() - since) / 3600:.1f} h" if since else "unknown"
+            problem = ""
             if arguments.replay:
-                try:
-                    channel.basic_publish(
-                        "",
-                        to,
-                        body,
-                        copied_properties(properties, {"x-k2hr3-queue": to}),
-                        mandatory=True,
-                    )
-                except (amqp.UnroutableError, amqp.NackError) as error:
-                    failed, problem = failed + 1, f" not moved: {explain(error)}"
+                problem = _replay(config, channel, properties, body)
+                failed += bool(problem)
                 progress.show(number + 1, count - number - 1)
             if arguments.drop or (arguments.replay and not problem):
                 channel.basic_ack(method.delivery_tag)
-            print(
-                f"age={age} queue={to} attempts={headers.get('x-k2hr3-attempts', 0)} "
-                f"reason={headers.get('x-k2hr3-reason', '')}{problem}",
-                flush=True,
-            )
+            print(_dead_letter_line(config, properties) + problem, flush=True)
     return int(failed > 0)
+
+
+def _origin(config: Config, properties: pika.BasicProperties) -> str:
+    return str((properties.headers or {}).get("x-k2hr3-queue", config.queue))
+
+
+def _replay(
+    config: Config, channel: BlockingChannel, properties: pika.BasicProperties, body: bytes
+) -> str:
+    """Copy a dead letter to where it came from; return why that failed, or an empty text."""
+    queue = _origin(config, properties)
+    copied = copied_properties(properties, {"x-k2hr3-queue": queue})
+    try:
+        channel.basic_publish("", queue, body, copied, mandatory=True)
+    except (amqp.UnroutableError, amqp.NackError) as error:
+        return f" not moved: {explain(error)}"
+    return ""
+
+
+def _dead_letter_line(config: Config, properties: pika.BasicProperties) -> str:
+    headers: Any = properties.headers or {}
+    since = number_header(properties, "x-k2hr3-first-failure") or properties.timestamp
+    age = f"{(time.time() - since) / 3600:.1f} h" if since else "unknown"
+    return (
+        f"age={age} queue={_origin(config, properties)} "
+        f"attempts={headers.get('x-k2hr3-attempts', 0)} reason={headers.get('x-k2hr3-reason', '')}"
+    )
 
 
 def delete(config: Config, arguments: argparse.Namespace) -> int:
     """Call the Role API by hand, to catch up after notifications were lost.
 
-    One instance, or with - one a line from standard input, each with addresses or (all of the
-    instance) without. Unknown instances are harmless. Prints the lines that failed, to be fed in
-    again.
+    Deletes one instance. With -, reads one per line from standard input: its UUID, followed by
+    addresses if only these are meant. Unknown instances are harmless. Prints the lines that
+    failed, so that they can be fed in again.
     """
-    lines = [" ".join([arguments.instance, *arguments.ip])]
-    if arguments.instance != "-":  # in the line an empty address would be none: all of the instance
+    if arguments.instance != "-":
+        # checked here: in a line an empty address would vanish, and all of the instance be deleted
         Deletion(arguments.instance, tuple(arguments.ip))
+        lines = [" ".join([arguments.instance, *arguments.ip])]
     elif arguments.ip:
-        print("k2hr3_osnl: delete -: addresses stand in the lines", file=sys.stderr)
-        return 2
+        raise UsageError("delete -: write the addresses into the lines of standard input")
     else:
-        for stream in (sys.stdin, sys.stdout):  # what is no UTF-8 is printed as it came
+        for stream in (sys.stdin, sys.stdout):  # bytes that are not UTF-8 are printed unchanged
             cast(Any, stream).reconfigure(errors="surrogateescape")
         lines = [line.strip() for line in sys.stdin if line.strip()]
-    api, breaker = RoleApi(config.k2hr3), Breaker(config.k2hr3.retry_interval_seconds)
-    failed, left, progress = [], deque(lines), Progress()
+    api = RoleApi(config.k2hr3)
+    breaker = Breaker(config.k2hr3.retry_interval_seconds)
+    failed = []
+    left = deque(lines)
+    progress = Progress()
     while left and not breaker.open:
-        cuk, *ips = left[0].split()
         try:
+            cuk, *ips = left[0].split()
             _delete(api, breaker, config.k2hr3.max_retries, Deletion(cuk, tuple(ips)))
         except (MalformedNotification, RoleApiError) as error:
             print(f"k2hr3_osnl: {left[0]}: {error}", file=sys.stderr)
@@ -2482,37 +2956,38 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _delete(api: RoleApi, breaker: Breaker, retries: int, deletion: Deletion) -> None:
-    """Attempt a deletion until it succeeds, probing instead while K2HR3 is in trouble."""
-    for again in range(retries + 1):
+    """Attempt a deletion until it succeeds. While K2HR3 is in trouble, send probes instead.
+
+    :raises RoleApiError: the last error, after so many retries
+    """
+    for number in range(retries + 1):
         error = None
-        while breaker.open and not breaker.wants_probe(time.monotonic()):
-            time.sleep(0.1)
-        if breaker.wants_probe(time.monotonic()):
-            error = _failure(api, probe())
+        if breaker.is_in_doubt:
+            time.sleep(breaker.seconds_to_probe(time.monotonic()))
+            error = try_delete(api, Probe().deletion)
             breaker.probed(error, time.monotonic())
-        elif again:
+        elif number:
             time.sleep(1)
         if error is None:
-            error = _failure(api, deletion)
+            error = try_delete(api, deletion)
             breaker.attempted(error)
         if error is None:
             return
-        if again == retries or error.status in (414, 431):
+        if number == retries or error.is_permanent:
             raise error
 
 
-def _failure(api: RoleApi, deletion: Deletion) -> RoleApiError | None:
-    try:
-        api.delete(deletion)
-    except RoleApiError as error:
-        return error
-    return None
+# --- Command line ------------------------------------------------------------------------------
+
+
+class UsageError(Error):
+    """The command line is wrong in a way that argparse does not notice."""
 
 
 class Command(NamedTuple):
-    """A command of the command line: what runs it, an example, and its arguments."""
+    """A command: the function that runs it, an example, and its arguments for argparse."""
 
-    run: Callable[[Config, argparse.Namespace], int]
+    function: Callable[[Config, argparse.Namespace], int]
     example: str
     arguments: Mapping[str, Mapping[str, Any]] = {}
 
@@ -2523,19 +2998,19 @@ COMMANDS = {
     "check": Command(
         check,
         "k2hr3_osnl.py check",
-        {"--json": {"action": "store_true", "help": "one JSON array instead"}},
+        {"--json": {"action": "store_true", "help": "print one JSON array instead"}},
     ),
     "dump": Command(
         dump,
         "k2hr3_osnl.py dump | jq .delete",
-        {"--count": {"type": int, "default": -1, "help": "end after so many"}},
+        {"--count": {"type": int, "default": -1, "help": "end after this many notifications"}},
     ),
     "emit": Command(
         emit,
         "k2hr3_osnl.py emit neutron --ip 192.0.2.7",
         {
-            "pattern": {"choices": SAMPLES, "help": "whose: " + ", ".join(SAMPLES)},
-            "--instance": {"help": "its UUID; a random one without"},
+            "pattern": {"choices": SAMPLES, "help": "as whom: " + ", ".join(SAMPLES)},
+            "--instance": {"help": "its UUID; random by default"},
             "--ip": {"action": "append", "default": [], "help": "an address of the port"},
         },
     ),
@@ -2555,19 +3030,18 @@ COMMANDS = {
             "ip": {
                 "nargs": "*",
                 "metavar": "IP",
-                "help": "addresses; without: all of the instance",
+                "help": "addresses to remove; without any, the whole instance",
             },
         },
     ),
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="k2hr3_osnl.py",
-        description="K2HR3 OpenStack Notification Listener: takes deleted "
-        "instances out of their K2HR3 roles.",
+        description="K2HR3 OpenStack Notification Listener: removes deleted instances from their "
+        "K2HR3 roles.",
     )
     parser.add_argument(
         "-c",
@@ -2575,23 +3049,18 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         metavar="FILE",
         default=[],
-        help="settings, later files over earlier ones; without it, the first that "
-        f"exists of {', '.join(CONFIG_FILES)}",
+        help="a settings file; later ones win over earlier ones. By default the first that exists "
+        f"of {', '.join(CONFIG_FILES)}",
     )
     for flag, name in (("-d", "debug_level"), ("-l", "libs_debug_level")):
-        parser.add_argument(
-            flag,
-            dest=name,
-            choices=LEVELS,
-            metavar="LEVEL",
-            help=f"over {name} of the settings: {', '.join(LEVELS)}",
-        )
-    parser.add_argument("-f", dest="log_file", help="over log_file of the settings")
+        text = f"overrides {name} of the settings: {', '.join(LEVELS)}"
+        parser.add_argument(flag, dest=name, choices=LEVELS, metavar="LEVEL", help=text)
+    parser.add_argument("-f", dest="log_file", help="overrides log_file of the settings")
     parser.add_argument("-v", "--version", action="version", version=f"k2hr3_osnl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        text = inspect.getdoc(command.run) or ""
-        one = commands.add_parser(
+        text = inspect.getdoc(command.function) or ""
+        subparser = commands.add_parser(
             name,
             help=text.partition("\n")[0],
             description=text,
@@ -2599,23 +3068,27 @@ def main(argv: list[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for argument, properties in command.arguments.items():
-            one.add_argument(argument, **properties)
-    arguments = parser.parse_args(argv)
-    files = arguments.config_file or [file for file in CONFIG_FILES if os.path.exists(file)][:1]
+            subparser.add_argument(argument, **properties)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    arguments = _parser().parse_args(argv)
+    existing = [file for file in CONFIG_FILES if os.path.exists(file)]
     try:
-        config = Config.load(*files)
-        flags = {
-            name: getattr(arguments, name)
-            for name in ("debug_level", "libs_debug_level", "log_file")
-            if getattr(arguments, name)
-        }
-        set_up_logging(dataclasses.replace(config.default, **flags))
-        return COMMANDS[arguments.command or "listen"].run(config, arguments)
+        config = Config.load(*(arguments.config_file or existing[:1]))
+        names = ("debug_level", "libs_debug_level", "log_file")
+        given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+        set_up_logging(dataclasses.replace(config.default, **given))
+        return COMMANDS[arguments.command or "listen"].function(config, arguments)
     except (Error, amqp.AMQPError) as error:
         print(f"k2hr3_osnl: {explain(error)}", file=sys.stderr)
+        if isinstance(error, UsageError):
+            return 2
         return os.EX_CONFIG if isinstance(error, ConfigError) else 1
     except BrokenPipeError:
-        os._exit(1)  # at its end the interpreter would write there again
+        os._exit(1)  # at a normal exit Python would write to the closed pipe again
     except KeyboardInterrupt:
         return 130
 
