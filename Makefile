@@ -9,9 +9,24 @@ BIN = $(VENV)/bin
 PREDECESSOR = .venv-predecessor
 INSTALLED = $(DESTDIR)$(PREFIX)
 SETTINGS = $(DESTDIR)/etc/k2hr3/k2hr3_osnl.ini
+SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
+# With RELEASE=trixie or RELEASE=sid everything runs on that Debian release's RabbitMQ.
+RELEASES = trixie sid
+BROKER = $(if $(RELEASE),.brokers/$(RELEASE)/ready)
+export LAB_BROKER = $(if $(RELEASE),$(CURDIR)/.brokers/$(RELEASE)/bin)
+# What can differ from one RabbitMQ to another.
+SMOKE = every_deletion_from_every_driver_is_made \
+	any_exchange_and_default_queue_is_used_as_the_service_made_it \
+	an_attempt_that_fails_moves_the_deletion_to_the_retry_queue \
+	a_malformed_notification_becomes_a_dead_letter_with_a_reason \
+	a_fresh_delivery_that_came_before_moves_without_an_attempt \
+	a_memory_alarm_blocks_copies_and_nothing_else a_held_delivery_survives_30_reconnects \
+	deletions_arrive_over_tls recovers_with_deliveries_held recovers_from_a_consumer_timeout \
+	stops_in_the_middle_of_a_load drain_makes_what_is_queued_and_every_retry_whether_due_or_not \
+	check_is_all_ok_where_a_listener_works dead_letters_are_replayed_to_where_they_came_from
 DEPENDENCIES = $(shell sed -n '/^\# dependencies/s/[^"]*\("[^]]*\).*/\1/p' k2hr3_osnl.py | tr -d ',')
 
-.PHONY: help demo test faults bench lint matrix install uninstall clean
+.PHONY: help demo test smoke faults bench lint matrix broker install uninstall clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -23,6 +38,10 @@ $(VENV)/ready: k2hr3_osnl.py lab/requirements.txt lab/provide.sh
 	@$(BIN)/pip install -q --disable-pip-version-check $(DEPENDENCIES) -r lab/requirements.txt
 	@touch $@
 
+$(RELEASES:%=.brokers/%/ready): .brokers/%/ready: lab/release.sh
+	@lab/release.sh $* .brokers/$*
+	@touch $@
+
 $(PREDECESSOR)/ready:
 	@lab/provide.sh python3-venv
 	@test -x $(PREDECESSOR)/bin/pip || $(PYTHON) -m venv $(PREDECESSOR)
@@ -30,17 +49,20 @@ $(PREDECESSOR)/ready:
 	@$(PREDECESSOR)/bin/pip install -q --disable-pip-version-check k2hr3-osnl==1.0.8
 	@touch $@
 
-demo: $(VENV)/ready  ## Instances are deleted, and K2HR3 hears of it; with its API down, too
+demo: $(VENV)/ready $(BROKER)  ## Instances are deleted, and K2HR3 hears of it; with its API down, too
 	@$(BIN)/python -m lab.demo
 
-test: $(VENV)/ready  ## All tests, on a real broker
+test: $(VENV)/ready $(BROKER)  ## All tests, on a real broker
 	@lab/provide.sh prometheus python3-pika python3-urllib3 supervisor systemd
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(RELEASE),test_k2hr3_osnl.py lab lab/broker_tests.py)
 
-faults: $(VENV)/ready $(PREDECESSOR)/ready  ## The fault table; QUICK=1: a short one; ROW=name: one
+smoke: $(VENV)/ready $(BROKER)  ## RELEASE=trixie|sid: the tests that depend on the RabbitMQ
+	$(BIN)/python -m pytest $(SMOKE:%=test_k2hr3_osnl.py::test_%) $(if $(RELEASE),lab/broker_tests.py)
+
+faults: $(VENV)/ready $(PREDECESSOR)/ready $(BROKER)  ## The fault table; QUICK=1: a short one; ROW=name: one
 	@$(BIN)/python -m lab.faults $(if $(QUICK),--quick) $(ROW)
 
-bench: $(VENV)/ready $(PREDECESSOR)/ready  ## Speed beside the predecessor; QUICK=1: a short one
+bench: $(VENV)/ready $(PREDECESSOR)/ready $(BROKER)  ## Speed beside the predecessor; QUICK=1: a short one
 	@test -x /usr/sbin/nginx || lab/provide.sh nginx-light
 	@$(BIN)/pip install -q --disable-pip-version-check matplotlib
 	@$(BIN)/python -m lab.bench $(if $(QUICK),--quick) $(BENCH)
@@ -50,9 +72,11 @@ lint: $(VENV)/ready  ## ruff (rules and layout) and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy k2hr3_osnl.py test_k2hr3_osnl.py lab
 
-matrix: $(VENV)/ready  ## The tests that depend on versions, on all of them; QUICK=1: on the ends
+matrix: $(VENV)/ready $(RELEASES:%=.brokers/%/ready)  ## The tests that depend on versions, on all of them; QUICK=1: on the ends
 	@lab/provide.sh python3-pika python3-urllib3
 	$(BIN)/python -m lab.matrix $(if $(QUICK),--quick)
+
+broker: $(or $(BROKER),$(RELEASES:%=.brokers/%/ready))  ## RELEASE=trixie|sid: that Debian's RabbitMQ; so have demo, test, faults, bench
 
 install:  ## PREFIX=/usr/local DESTDIR=: k2hr3-osnl, its settings (kept if there), its unit file
 	install -D -m 755 k2hr3_osnl.py $(INSTALLED)/bin/k2hr3-osnl
@@ -67,4 +91,5 @@ uninstall:  ## The same without the settings, which are kept
 	rm -f $(INSTALLED)/bin/k2hr3-osnl $(INSTALLED)/lib/systemd/system/k2hr3-osnl.service
 
 clean:  ## Remove what these commands made
+	@test ! -e .brokers || $(SUDO) rm -rf --one-file-system .brokers
 	rm -rf $(VENV) $(PREDECESSOR) .venv-matrix .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,8 @@
 """A private RabbitMQ for tests, demo and benchmarks: real, disposable, on 127.0.0.1 only.
 
 Needs the server installed (Debian: `apt-get install rabbitmq-server`) but never touches an
-installed broker: ports, epmd, Erlang cookie, data and logs are all its own.
+installed broker: ports, epmd, Erlang cookie, data and logs are all its own. The environment
+variable LAB_BROKER names a folder with another RabbitMQ's scripts, `erl_call` and `epmd`.
 
     with Broker() as broker:
         connect(broker.url())
@@ -46,8 +47,14 @@ if TYPE_CHECKING:
 #: that wrapper changes to the user `rabbitmq`.
 SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 
-#: Evaluates Erlang in a running node within milliseconds (Debian: erlang-base).
-ERL_CALL = Path("/usr/lib/erlang/bin/erl_call")
+#: Where Debian has `erl_call` (it evaluates Erlang in a running node within milliseconds), `epmd`.
+ERLANG = Path("/usr/lib/erlang/bin")
+
+# A folder with all of another RabbitMQ, say one that `make broker` built.
+if os.environ.get("LAB_BROKER"):
+    SCRIPTS = ERLANG = Path(os.environ["LAB_BROKER"]).resolve()
+
+ERL_CALL = ERLANG / "erl_call"
 
 #: Seconds; a node takes about 5 s on an idle machine, several times that on a busy one.
 START_TIMEOUT = 120.0
@@ -140,7 +147,8 @@ class Site:
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
         # Started by us because a node would start it as a daemon that outlives the node.
-        self._epmd = self.run("epmd", ["epmd", "-port", str(self.epmd_port)], self.environment)
+        epmd = shutil.which("epmd", path=f"{ERLANG}:{self.environment['PATH']}") or "epmd"
+        self._epmd = self.run("epmd", [epmd, "-port", str(self.epmd_port)], self.environment)
 
     def run(
         self, name: str, command: Sequence[str], environment: Mapping[str, str]
@@ -351,8 +359,11 @@ class Broker:
         """
         if not ERL_CALL.exists():
             return self.ctl("eval", f"{expression}.").strip()
+        # The node refuses a second caller of the same name, and erl_call's own names clash.
+        caller = f"lab-{secrets.token_hex(4)}"
+        command = [str(ERL_CALL), "-sname", self.name, "-h", caller, "-c", self.site.cookie, "-e"]
         done = subprocess.run(
-            [str(ERL_CALL), "-sname", self.name, "-c", self.site.cookie, "-e"],
+            command,
             env=self._environment,
             input=f"{expression}.\n",
             stdout=subprocess.PIPE,

@@ -57,7 +57,6 @@ class Lab:
     def __init__(self, quick: bool, logs: Path) -> None:
         self.quick, self.logs = quick, logs
         self.stack = ExitStack()
-        self.asking = threading.Lock()  # two erl_call at once get in each other's way
         self._lock = threading.RLock()
         self._parts: dict[str, Any] = {}
 
@@ -249,8 +248,7 @@ class Stage:
         return len(self.deleted)
 
     def queues(self) -> dict[str, Depth]:
-        with self.lab.asking:
-            return self.broker.queues()
+        return self.broker.queues()
 
     def depth(self, queue: str) -> Depth:
         return self.queues().get(queue, Depth(0, 0))

@@ -1,8 +1,10 @@
 """The tests that depend on versions, with every Python, pika and urllib3 that is supported.
 
 `python -m lab.matrix` runs them on each Python from 3.9 to 3.13 of this machine, with the oldest
-pika and urllib3 and with the newest, and on /usr/bin/python3 with Debian's own packages;
-`--quick` on the oldest, the newest and Debian's. It prints one table and exits 1 if one failed.
+pika and urllib3 and with the newest, and on /usr/bin/python3 with Debian's own packages, of this
+machine and of each release in `RELEASES` (which `make broker` builds), there with the release's
+own RabbitMQ; `--quick` on the oldest, the newest and Debian's. It prints one table and exits 1 if
+one failed.
 
 The same file is the pytest plugin that chooses the tests: all that need no broker, and `SMOKE`.
 """
@@ -29,6 +31,7 @@ FOLDER = ROOT / ".venv-matrix"
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 DEBIAN = "/usr/bin/python3"
 DEBIANS = Path("/usr/lib/python3/dist-packages")
+RELEASES = sorted(ROOT.glob(".brokers/*/run"))
 TOOLS = (
     "cryptography",
     "hypothesis",
@@ -155,13 +158,19 @@ def interpreters() -> dict[str, str]:
     return found
 
 
-def run(python: str, packages: Iterable[str]) -> Row:
-    """Make an environment of a Python and packages (none: Debian's own) and test in it."""
+def run(python: str, packages: Iterable[str], release: Path | None = None) -> Row:
+    """Make an environment of a Python and packages (none: Debian's own) and test in it.
+
+    Args:
+        release: runs commands within another Debian release.
+    """
     began = time.monotonic()
     own = not packages
     variables = index_environment()
-    uv = [str(Path(sys.executable).parent / "uv")]
-    folder = FOLDER / "-".join([*python.split("/"), *packages]).strip("-")
+    within = [str(release)] if release else []
+    uv = [*within, str(Path(sys.executable).parent / "uv")]
+    system = release.parent.name if release else ""
+    folder = FOLDER / "-".join([system, *python.split("/"), *packages]).strip("-")
     inside = str(folder / "bin" / "python")
     execute([*uv, "venv", "-q", "--clear", "--python", python, str(folder)], variables)
     execute([*uv, "pip", "install", "-q", "--python", inside, *TOOLS, *packages], variables)
@@ -173,6 +182,7 @@ def run(python: str, packages: Iterable[str]) -> Row:
     versions = json.loads(
         execute(
             [
+                *within,
                 inside,
                 "-c",
                 "import json, pika, platform, urllib3; print(json.dumps([platform."
@@ -183,6 +193,7 @@ def run(python: str, packages: Iterable[str]) -> Row:
     )
     tests = subprocess.run(
         [
+            *within,
             inside,
             "-m",
             "pytest",
@@ -201,11 +212,12 @@ def run(python: str, packages: Iterable[str]) -> Row:
     )
     if tests.returncode:
         print(tests.stdout)
-    print(f"done: {python} {' '.join(packages) or DEBIANS}", flush=True)
+    print(f"done: {system} {python} {' '.join(packages) or DEBIANS}", flush=True)
     summary = (tests.stdout.strip().splitlines() or ["no output"])[-1].partition(" in ")[0]
     result = "ok" if tests.returncode == 0 else "FAILED"
+    whose = f", {system or 'Debian'}'s" if own else ""
     return Row(
-        versions[0] + (", Debian's" if own else ""),
+        versions[0] + whose,
         versions[1],
         versions[2],
         f"{result}: {summary.strip('= ')}",
@@ -229,13 +241,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the oldest, the newest, Debian's")
     quick = parser.parse_args().quick
     found = interpreters()
-    chosen: list[tuple[str, tuple[str, ...]]] = [
-        (python, packages) for python in found.values() for packages in (OLDEST, NEWEST)
+    chosen: list[tuple[str, tuple[str, ...], Path | None]] = [
+        (python, packages, None) for python in found.values() for packages in (OLDEST, NEWEST)
     ]
     if quick:
         chosen = [chosen[0], chosen[-1]]
     if Path(DEBIAN).exists():
-        chosen.append((DEBIAN, ()))
+        chosen.append((DEBIAN, (), None))
+    chosen += [(DEBIAN, (), release) for release in RELEASES]
     print("not on this machine: " + (", ".join(set(PYTHONS) - set(found)) or "nothing"))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         rows = [Row(*Row._fields), *pool.map(lambda each: run(*each), chosen)]
