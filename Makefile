@@ -8,6 +8,8 @@ VENV = .venv
 BIN = $(VENV)/bin
 PREDECESSOR = .venv-predecessor
 INSTALLED = $(DESTDIR)$(PREFIX)
+UNITS = $(INSTALLED)/lib/systemd/system
+CATCH_UP = k2hr3-osnl-catch-up@.service k2hr3-osnl-catch-up@3h.timer k2hr3-osnl-catch-up@3d.timer
 SETTINGS = $(DESTDIR)/etc/k2hr3/k2hr3_osnl.ini
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 # With RELEASE=trixie or RELEASE=sid everything runs on that Debian release's RabbitMQ.
@@ -53,7 +55,8 @@ demo: $(VENV)/ready $(BROKER)  ## Instances are deleted, and K2HR3 hears of it; 
 	@$(BIN)/python -m lab.demo
 
 test: $(VENV)/ready $(BROKER)  ## All tests, on a real broker
-	@lab/provide.sh prometheus python3-pika python3-urllib3 supervisor systemd
+	@lab/provide.sh prometheus python3-pika python3-urllib3 python3-openstacksdk \
+		supervisor systemd
 	$(BIN)/python -m pytest $(if $(RELEASE),test_k2hr3_osnl.py lab lab/broker_tests.py)
 
 smoke: $(VENV)/ready $(BROKER)  ## RELEASE=trixie|sid: the tests that depend on the RabbitMQ
@@ -68,9 +71,10 @@ bench: $(VENV)/ready $(PREDECESSOR)/ready $(BROKER)  ## Speed beside the predece
 	@$(BIN)/python -m lab.bench $(if $(QUICK),--quick) $(BENCH)
 
 lint: $(VENV)/ready  ## ruff (rules and layout) and mypy --strict
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check . contrib/k2hr3-osnl-catch-up
+	$(BIN)/ruff format --check . contrib/k2hr3-osnl-catch-up
 	$(BIN)/mypy k2hr3_osnl.py test_k2hr3_osnl.py lab
+	$(BIN)/mypy contrib/k2hr3-osnl-catch-up
 
 matrix: $(VENV)/ready $(RELEASES:%=.brokers/%/ready)  ## The tests that depend on versions, on all of them; QUICK=1: on the ends
 	@lab/provide.sh python3-pika python3-urllib3
@@ -81,14 +85,17 @@ broker: $(or $(BROKER),$(RELEASES:%=.brokers/%/ready))  ## RELEASE=trixie|sid: t
 install:  ## PREFIX=/usr/local DESTDIR=: k2hr3-osnl, its settings (kept if there), its unit file
 	install -D -m 755 k2hr3_osnl.py $(INSTALLED)/bin/k2hr3-osnl
 	@sed -i '1s|.*|#!/usr/bin/python3|' $(INSTALLED)/bin/k2hr3-osnl
-	install -D -m 644 contrib/k2hr3-osnl.service $(INSTALLED)/lib/systemd/system/k2hr3-osnl.service
-	@sed -i 's|/usr/local/bin|$(PREFIX)/bin|' $(INSTALLED)/lib/systemd/system/k2hr3-osnl.service
+	install -m 755 contrib/k2hr3-osnl-catch-up $(INSTALLED)/bin/k2hr3-osnl-catch-up
+	install -d $(UNITS)
+	install -m 644 contrib/k2hr3-osnl.service $(addprefix contrib/,$(CATCH_UP)) $(UNITS)
+	@sed -i 's|/usr/local/bin|$(PREFIX)/bin|g' $(UNITS)/k2hr3-osnl.service $(UNITS)/k2hr3-osnl-catch-up@.service
 	@test -n "$(DESTDIR)" || getent group $(GROUP) >/dev/null || (set -x; groupadd -r $(GROUP))
 	@test -e $(SETTINGS) || (set -x; \
 		install -D -m 640 $(if $(DESTDIR),,-g $(GROUP)) k2hr3_osnl.ini $(SETTINGS))
 
 uninstall:  ## The same without the settings, which are kept
-	rm -f $(INSTALLED)/bin/k2hr3-osnl $(INSTALLED)/lib/systemd/system/k2hr3-osnl.service
+	rm -f $(addprefix $(INSTALLED)/bin/,k2hr3-osnl k2hr3-osnl-catch-up) \
+		$(addprefix $(UNITS)/,k2hr3-osnl.service $(CATCH_UP))
 
 clean:  ## Remove what these commands made
 	@test ! -e .brokers || $(SUDO) rm -rf --one-file-system .brokers

@@ -5790,19 +5790,26 @@ def in_place(text: str, installed: Path, file: Path) -> str:
 
 
 @pytest.mark.parametrize("prefix", ["/usr/local", "/usr"])
-def test_make_install_puts_three_files_and_uninstall_leaves_the_settings(
+def test_make_install_puts_its_files_and_uninstall_leaves_the_settings(
     tmp_path: Path, contrib: Path, prefix: str
 ) -> None:
     arguments = [f"DESTDIR={tmp_path}", *([f"PREFIX={prefix}"] if prefix != "/usr/local" else [])]
     program = tmp_path / prefix[1:] / "bin/k2hr3-osnl"
-    unit = tmp_path / prefix[1:] / "lib/systemd/system/k2hr3-osnl.service"
+    catch_up = tmp_path / prefix[1:] / "bin/k2hr3-osnl-catch-up"
+    units = tmp_path / prefix[1:] / "lib/systemd/system"
+    unit = units / "k2hr3-osnl.service"
+    service = units / "k2hr3-osnl-catch-up@.service"
+    timers = [units / f"k2hr3-osnl-catch-up@{back}.timer" for back in ("3h", "3d")]
     ini = tmp_path / "etc/k2hr3/k2hr3_osnl.ini"
     make("install", *arguments)
     modes = {
         path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()
     }
-    assert modes == {program: 0o755, unit: 0o644, ini: 0o640}
-    assert f"ExecStart={prefix}/bin/k2hr3-osnl -c /etc/k2hr3/k2hr3_osnl.ini" in unit.read_text()
+    unit_modes = dict.fromkeys([unit, service, *timers], 0o644)
+    assert modes == {program: 0o755, catch_up: 0o755, ini: 0o640, **unit_modes}
+    command = f"{prefix}/bin/k2hr3-osnl -c /etc/k2hr3/k2hr3_osnl.ini"
+    assert f"ExecStart={command}" in unit.read_text()
+    assert f"'{prefix}/bin/k2hr3-osnl-catch-up --since %i | {command} delete" in service.read_text()
     # Settings that were changed are kept
     ini.write_text("[k2hr3]\ntimeout_seconds = 7\n")
     make("install", *arguments)
@@ -6006,7 +6013,7 @@ def test_the_cron_line_run_twice_at_once_is_harmless(
 ) -> None:
     file = write_settings(tmp_path / "k2hr3_osnl.ini", cloud)
     (line,) = [
-        line for line in (contrib / "crontab").read_text().splitlines() if not line.startswith("#")
+        line for line in (contrib / "crontab").read_text().splitlines() if line.endswith(" drain")
     ]
     assert "%" not in line  # which cron takes for the end of a line
     when, text = re.fullmatch(r"((?:\S+ ){5})(.*)", line).groups()  # type: ignore[union-attr]
