@@ -9,8 +9,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 10, what: str = "") -> T:
-    """Call `condition` every 50 ms until it is true, and return what it returned.
+def wait_until(
+    condition: Callable[[], T], timeout: float = 10, what: str = "", interval: float = 0.05
+) -> T:
+    """Call `condition` every `interval` seconds until it is true, and return what it returned.
 
     An exception other than KeyboardInterrupt counts as "not yet": what is waited for may have to
     start first.
@@ -19,6 +21,7 @@ def wait_until(condition: Callable[[], T], timeout: float = 10, what: str = "") 
         condition: gives the awaited value, or something false.
         timeout: seconds.
         what: what is awaited, for the error.
+        interval: seconds between two calls.
 
     Raises:
         AssertionError: it never became true; names `what` and the last value or exception.
@@ -36,4 +39,4 @@ def wait_until(condition: Callable[[], T], timeout: float = 10, what: str = "") 
         if time.monotonic() > deadline:
             what = what or getattr(condition, "__name__", "the condition")
             raise AssertionError(f"waited {timeout} s for {what}; last: {last!r}")
-        time.sleep(0.05)
+        time.sleep(interval)
