@@ -14,10 +14,10 @@ and calls DELETE on K2HR3's Role API for each:
                                              v                   │ v
                                     <pool>.dead_letter        <pool>.retry
 
-<pool> is our queue, by default k2hr3_osnl. Every delivery ends with one of four verdicts: ignored,
-done, retry or dead letter. It is acked when it is ignored, when its deletion was made, or when the
-broker has confirmed its copy in another queue. So a crash can repeat a deletion, which is harmless,
-but it never loses one.
+<pool> is our queue, by default k2hr3_osnl. Every delivery gets a verdict: ignored, done, retry or
+dead letter (see "Verdicts"). If a verdict needs a copy in another queue, the delivery is acked when
+the broker has confirmed the copy; otherwise it is acked at once. So a crash can repeat a deletion,
+which is harmless, but it never loses one.
 
 Run it:    k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini
 Embed it:  from k2hr3_osnl import Config, Endpoint, Listener
@@ -34,6 +34,7 @@ import copy
 import dataclasses
 import difflib
 import email.utils
+import enum
 import http.client
 import inspect
 import io
@@ -45,9 +46,11 @@ import math
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -102,6 +105,7 @@ class RoleApiError(Error):
 
     :param status: the HTTP status; None if there was no answer
     :param timed_out: the answer was late or incomplete
+    :param may_have_acted: K2HR3 may have begun to delete, and stopped half-way
     :param retry_after: seconds from the header Retry-After; 0 if there is none
     """
 
@@ -110,11 +114,13 @@ class RoleApiError(Error):
         message: str,
         status: int | None = None,
         timed_out: bool = False,
+        may_have_acted: bool = False,
         retry_after: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.timed_out = timed_out
+        self.may_have_acted = may_have_acted
         self.retry_after = retry_after
 
     @property
@@ -183,8 +189,14 @@ STREAMS = ("sys.stderr", "sys.stdout", "")
 LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", str, _is_writable)
 FILE = Kind("a file that can be read", str, _check_readable)
 LEVEL = Kind("one of " + ", ".join(LEVELS), str, LEVELS.__contains__)
-NAME = Kind("a name of 1 to 200 characters", str, re.compile("[!-~]{1,200}").fullmatch)
-POOL = Kind("a name of up to 200 characters, or nothing", str, re.compile("[!-~]{0,200}").fullmatch)
+NAME = Kind(
+    "1 to 200 printable ASCII characters without spaces", str, re.compile("[!-~]{1,200}").fullmatch
+)
+POOL = Kind(
+    "up to 200 printable ASCII characters without spaces, or nothing",
+    str,
+    re.compile("[!-~]{0,200}").fullmatch,
+)
 LOGIN = Kind(
     "one of AMQPLAIN, PLAIN, EXTERNAL",
     str,
@@ -210,7 +222,7 @@ OPTIONAL_URL = Kind(
 def option(kind: Kind, default: Any, meaning: str) -> Any:
     """Define an option: a field of its section's dataclass.
 
-    :param meaning: the line about it in the settings file
+    :param meaning: the line about it in the settings file k2hr3_osnl.ini (a test compares them)
     """
     metadata = {"kind": kind, "meaning": meaning}
     is_secret = kind in (TRANSPORT_URL, OPTIONAL_URL)  # it holds a password
@@ -219,7 +231,7 @@ def option(kind: Kind, default: Any, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class Default:
-    """``[DEFAULT]``: a section like others. Only its transport_url counts elsewhere."""
+    """``[DEFAULT]``: other sections do not inherit its options, except transport_url."""
 
     log_file: str = option(
         LOG_FILE, "sys.stderr", "sys.stderr, sys.stdout, or a file that is rotated daily"
@@ -308,13 +320,13 @@ class K2hr3:
     key_file: str = option(FILE, "", "its key")
     concurrency: int = option(_whole_number(1, 256), 1, "most attempts at a time")
     dead_letter_after_seconds: int = option(
-        _whole_number(0, 10**9), 0, "failing so long makes a deletion a dead letter; 0: never"
+        _whole_number(0, 10**9), 0, "failing so long, and 3 times, makes a dead letter; 0: never"
     )
 
 
 NOTIFICATIONS = "oslo_messaging_notifications"
 RABBIT = "oslo_messaging_rabbit"
-#: The options, one dataclass for each section. A section of a named source has those of `Source`.
+#: The options, one dataclass for each section. [oslo_messaging_notifications:NAME] has `Source`'s.
 OPTIONS: dict[str, Any] = {
     "DEFAULT": Default,
     NOTIFICATIONS: Source,
@@ -380,7 +392,7 @@ class Config:
 
     @property
     def queue(self) -> str:
-        """The pool of the first source. The names of our other two queues begin with it."""
+        """The first source's pool, or k2hr3_osnl. The names of our other queues begin with it."""
         return self.sources[0].pool or "k2hr3_osnl"
 
     @classmethod
@@ -484,9 +496,10 @@ def _check_source(source: Source, base: Source, settings: Settings) -> None:
             "second listener"
         )
     if source.pool in [f"{source.topic}.{priority}" for priority in PRIORITIES]:
+        given = settings[source.name].get("pool") or settings[NOTIFICATIONS]["pool"]
         raise ConfigError(
-            f"[{source.name}] pool = {source.pool}: this is the services' own queue; expected "
-            "another name, or nothing"
+            f"{given[1]}: [{source.name}] pool = {source.pool}: this is the services' own queue; "
+            "expected another name, or nothing"
         )
 
 
@@ -543,11 +556,12 @@ def _risks(
     if k2hr3.allow_self_signed_cert:
         yield "[k2hr3] allow_self_signed_cert: any server is trusted; see ca_file"
     for source in sources:
-        for event_type in filter(partial(_matches, source.event_type), LIVING_PORT_EVENTS):
-            yield (
-                f"[{source.name}] event_type accepts {event_type}: living instances would lose "
-                "their rights"
-            )
+        for event_type in LIVING_PORT_EVENTS:
+            if _matches(source.event_type, event_type):
+                yield (
+                    f"[{source.name}] event_type accepts {event_type}: living instances would lose "
+                    "their rights"
+                )
     for file in files:
         if os.stat(file).st_mode & 0o004:
             yield f"{file}: everyone can read it, and it may hold a password: chmod o-r"
@@ -638,6 +652,28 @@ def _rabbit_tls(rabbit: Rabbit) -> ssl.SSLContext | None:
     return context
 
 
+_SelectConnection: Any = pika.SelectConnection  # its types do not show what is needed here
+
+
+class LenientConnection(_SelectConnection):  # type: ignore[misc]
+    """Ignores message headers that pika can't read.
+
+    Without this, such a message would break every new connection. Examples are a time stamp in
+    milliseconds, and tables nested too deeply.
+    """
+
+    def _read_frame(self) -> Any:
+        try:
+            return super()._read_frame()
+        except Exception:
+            data = self._frame_buffer
+            frame_type, channel, size = struct.unpack_from(">BHL", data)
+            if frame_type != pika.spec.FRAME_HEADER or data[7 + size] != pika.spec.FRAME_END:
+                raise
+            _, _, body_size = struct.unpack_from(">HHQ", data, 7)
+            return 8 + size, pika.frame.Header(channel, body_size, pika.BasicProperties())
+
+
 def connect(
     hosts: list[pika.ConnectionParameters], give_up: Callable[[], bool] = lambda: False
 ) -> pika.BlockingConnection:
@@ -650,19 +686,28 @@ def connect(
     for host in random.sample(hosts, len(hosts)):
         try:
             if not give_up():
-                return pika.BlockingConnection(host)
+                return pika.BlockingConnection(host, cast(Any, LenientConnection))
         except Exception as error:  # pika also raises errors of TLS, sockets and DNS
             problems.append(f"{host.host}:{host.port}: {explain(error)}")
     raise Error("no broker reached: " + "; ".join(problems))
 
 
+def policy_command(config: Config) -> str:
+    """Return a command that sets a policy of our own, since only one holds for each queue."""
+    (host, *_) = parse_transport_url(config.sources[0].transport_url)
+    virtual_host = "" if host.virtual_host == "/" else f"-p {shlex.quote(host.virtual_host)} "
+    pattern = shlex.quote(f"^{re.escape(config.queue)}")
+    return (
+        f"rabbitmqctl set_policy {virtual_host}--priority 10 --apply-to queues k2hr3_osnl "
+        f'{pattern} \'{{"overflow":"reject-publish"}}\''
+    )
+
+
 def close_quietly(connection: pika.BlockingConnection | None) -> None:
     """Close a connection to the broker, whatever state it is in."""
-    try:
+    with contextlib.suppress(Exception):
         if connection and connection.is_open:
             connection.close()
-    except Exception as error:
-        LOG.debug(f"error while closing a connection to the broker: {explain(error)}")
 
 
 def explain(error: BaseException | None) -> str:
@@ -692,7 +737,7 @@ def refusal(
 
 
 class QueueState(NamedTuple):
-    """The answer to a passive declare; `refused` is the error if the broker did not tell."""
+    """What the broker says about a queue; `refused` is its error if it does not say."""
 
     ready: int = 0
     consumers: int = 0
@@ -709,6 +754,29 @@ def inspect_queue(connection: pika.BlockingConnection, queue: str) -> QueueState
         return QueueState(refused=error)
 
 
+#: What a queue of ours should not be: a word of the broker's refusal, and the consequence.
+UNSUITABLE_QUEUES = {
+    "'durable'": "not durable: a restart of the broker loses it",
+    "'auto_delete'": "auto-delete: with the listener it goes, and all that it holds",
+    "'stream'": "a stream: a listener only gets what comes while it runs",
+}
+
+
+def unsuitable(connection: pika.BlockingConnection, queue: str) -> str:
+    """Say what is wrong with the kind of a queue that exists; return an empty text if nothing is.
+
+    Declaring it as an ordinary one changes nothing, and is refused if it is another one.
+    """
+    refused = refusal(connection, lambda channel: channel.queue_declare(queue, durable=True))
+    for word, consequence in UNSUITABLE_QUEUES.items():
+        if refused and word in str(refused.reply_text):
+            return (
+                f"{consequence}. Stop the listener and delete the queue; the listener makes a "
+                "good one"
+            )
+    return ""
+
+
 def ensure_queue(
     connection: pika.BlockingConnection, queue: str, create: str = ""
 ) -> amqp.ChannelClosedByBroker | None:
@@ -719,8 +787,8 @@ def ensure_queue(
     """
     arguments: dict[str, Any] = {"x-queue-type": create}
     if create == "quorum":
-        # RabbitMQ 4.x drops a message after 20 returns if there is no limit, and 3.x after the
-        # first one if the limit is -1, which means "no limit" on 4.x.
+        # A huge limit works everywhere. Without a limit, RabbitMQ 4.x drops a message after 20
+        # returns. The limit -1 means "no limit" on 4.x, but 3.x drops at the first return then.
         arguments["x-delivery-limit"] = 2_000_000_000
     for _ in range(2):  # 406: another listener has just created it, so look once more
         refused = inspect_queue(connection, queue).refused
@@ -824,7 +892,7 @@ def _parse_json(text: str) -> dict[str, Any]:
 
 
 #: In an envelope the message is a JSON string, in which quotes are escaped.
-_EVENT_TYPE = re.compile(rb'event_type(\\?)"\s*:\s*\1"([\w.:-]+)\1"')
+_EVENT_TYPE = re.compile(rb'event_type(\\?)"\s*:\s*\1"([\w.:-]{1,255})\1"')
 
 
 def quick_event_type(body: bytes, properties: pika.BasicProperties) -> bytes | None:
@@ -960,8 +1028,8 @@ def _get(values: Mapping[str, Any], key: str, expected: type) -> Any:
     return value
 
 
-#: Payload shapes: a key of the payload, and the function that reads such a payload and its event
-#: type. The first key that the payload has decides.
+#: Payload shapes. The first key here that the payload has selects the reader, which is called as
+#: reader(payload, event_type).
 PAYLOAD_SHAPES: dict[str, Callable[[Any, str], Optional[Deletion]]] = {
     "port": lambda payload, event_type: _port_deletion(_get(payload, "port", dict) or {}),
     "port_id": lambda payload, event_type: None,  # old Neutron sends only the port's id
@@ -1031,10 +1099,21 @@ STATUS_HINTS = {
     414: _SIZE_HINT,
     431: _SIZE_HINT,
 }
-#: An answer that took more seconds is in doubt: an operation of K2HR3's store may have timed out.
+#: K2HR3 removes a member and its index in two steps. If one step times out, the member can stay
+#: without an index. Then every DELETE is answered 204 and does not remove the member. We suspect
+#: this if a success took longer than this, or if it follows a 403, a reset or a time-out.
 DOUBTFUL_SECONDS = 8.0
+DOUBT = "K2HR3 answered 204, but may have kept a member of this instance: look at its roles"
+#: Bytes. K2HR3 refuses request lines over 16 kB (Node.js's limit of a request head).
+LONGEST_REQUEST_LINE = 16_000
 #: What urllib3 raises if there is no answer, or one that is not HTTP.
 NO_ANSWER = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+#: Those of them that come before the request is sent.
+NOT_CONNECTED = (
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.SSLError,
+)
 _HttpResponse: Any = http.client.HTTPResponse
 
 
@@ -1098,7 +1177,7 @@ class _Connection(HTTPConnection):
             except OSError as error:
                 problem = error
         if isinstance(problem, socket.timeout):
-            raise urllib3.exceptions.ConnectTimeoutError(self, f"{self._dns_host}: timed out")
+            raise urllib3.exceptions.ConnectTimeoutError(f"{self._dns_host}: timed out")
         raise urllib3.exceptions.NewConnectionError(cast(Any, self), f"{self._dns_host}: {problem}")
 
     def connect(self) -> None:
@@ -1113,7 +1192,13 @@ class _Connection(HTTPConnection):
 
 
 class _TlsConnection(_Connection, HTTPSConnection):
-    pass
+    def connect(self) -> None:
+        try:
+            super().connect()
+        except socket.timeout:  # urllib3 would call it a time-out of the request
+            raise urllib3.exceptions.ConnectTimeoutError(
+                f"{self.host}: the TLS handshake timed out"
+            ) from None
 
 
 def role_api_tls(options: K2hr3) -> ssl.SSLContext | None:
@@ -1130,8 +1215,8 @@ def role_api_tls(options: K2hr3) -> ssl.SSLContext | None:
         options.key_file,
         verify=not options.allow_self_signed_cert,
     )
-    # The host name is still checked: urllib3 does it then. The check of Python's ssl fails with
-    # urllib3 1.26 if the host is an IP address.
+    # urllib3 checks the host name itself. The check of Python's ssl is turned off, because with
+    # urllib3 1.26 it fails if the host is an IP address.
     context.check_hostname = False
     return context
 
@@ -1160,42 +1245,64 @@ class RoleApi:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
     def delete(self, deletion: Deletion) -> None:
-        """Make one attempt, within `timeout_seconds`; redirects are not followed.
+        """Make one attempt, within `timeout_seconds` after DNS has answered. Follow no redirect.
 
         :raises RoleApiError: any answer other than 2xx, or no answer
         """
+        target = f"{self._path}?{deletion.query}"
+        if len(f"DELETE {target} HTTP/1.1") > LONGEST_REQUEST_LINE:
+            raise RoleApiError(f"{self._request}: not sent, {_SIZE_HINT}", status=414)
+        began = time.monotonic()
         try:
             response = self._pool.urlopen(
                 "DELETE",
-                f"{self._path}?{deletion.query}",
+                target,
                 redirect=False,
                 retries=False,
                 headers={"User-Agent": f"k2hr3_osnl/{__version__}"},
                 timeout=self._timeout,
                 preload_content=False,
+                decode_content=False,
             )
-            response.read(65536)
-            if not response.closed:  # the rest of the body is not needed
-                response.close()
-            response.release_conn()
         except NO_ANSWER as error:
-            raise self._no_answer_error(error) from None
+            raise self._no_answer_error(error, time.monotonic() - began) from None
         status = int(response.status)
+        self._finish(response, is_final=status >= 200)
         if not 200 <= status < 300:
             hint = STATUS_HINTS.get(status, "redirects are not followed" if status < 400 else "")
             raise RoleApiError(
                 f"{self._request}: {status}" + (hint and f": {hint}"),
                 status,
+                may_have_acted=status == 403 or status < 200,  # nobody waits for the final answer
                 retry_after=_retry_after_seconds(response.headers.get("Retry-After", "")),
             )
 
-    def _no_answer_error(self, error: Exception) -> RoleApiError:
+    def _finish(self, response: Any, is_final: bool) -> None:
+        """Make the connection ready for the next request, or close it; the body does not matter.
+
+        :param is_final: not a 1xx; the final answer to that would be read as the next request's
+        """
+        try:
+            if is_final:
+                response.read(65536, decode_content=False)
+        except NO_ANSWER as error:
+            LOG.debug(f"{self._request}: {response.status}, and then {printable(repr(error))}")
+        if not response.closed:
+            response.close()
+        response.release_conn()
+
+    def _no_answer_error(self, error: Exception, seconds: float) -> RoleApiError:
         timed_out = isinstance(error, (urllib3.exceptions.TimeoutError, socket.timeout))
-        if isinstance(error, urllib3.exceptions.NewConnectionError):  # it is a TimeoutError, too
-            timed_out = False
+        was_connected = not isinstance(error, NOT_CONNECTED)
+        # K2HR3 may close an idle connection just when a request comes; that is no sign of anything
+        was_idle = "RemoteDisconnected" in repr(error) and seconds < 1
         # without urllib3's names of its own objects
         text = re.sub(r"<[^>]*>: |HTTPS?Connection\w*\([^)]*\): ", "", str(error))
-        return RoleApiError(f"{self._request}: {type(error).__name__}: {text}", timed_out=timed_out)
+        return RoleApiError(
+            f"{self._request}: {type(error).__name__}: {printable(text)}",
+            timed_out=timed_out and not isinstance(error, urllib3.exceptions.NewConnectionError),
+            may_have_acted=was_connected and not was_idle,
+        )
 
 
 def _retry_after_seconds(retry_after: str) -> float:
@@ -1234,8 +1341,8 @@ class Breaker:
 
     A status does not tell whether K2HR3 or this one deletion has a problem (400 may mean that the
     store is down). So after three failures in a row a probe is sent, and if it fails the breaker
-    opens. While it is open, probes follow after pauses of 1, 2, 4 … seconds, or longer if K2HR3
-    asks for it by Retry-After. The first probe that succeeds closes it.
+    opens. While it is open, probes follow after pauses of 1, 2, 4 … seconds, or longer if the
+    answer to a probe has a Retry-After. The first probe that succeeds closes it.
 
     :param longest: the longest pause, seconds
     """
@@ -1247,21 +1354,24 @@ class Breaker:
         self._pause = 1.0
         self._probe_at = 0.0
 
-    def attempted(self, error: RoleApiError | None) -> None:
-        """Count an attempt. A time-out counts as three failures: it kept K2HR3 busy for long."""
+    def attempted(self, error: RoleApiError | None, seconds: float = 0.0) -> None:
+        """Count an attempt that took so many seconds.
+
+        A time-out, or a failure after 5 s, counts as three: it kept K2HR3 busy for long.
+        """
         if error is None:
             self.failures = 0
         else:
-            self.failures += 3 if error.timed_out else 1
+            self.failures += 3 if error.timed_out or seconds > 5 else 1
 
     def seconds_to_probe(self, now: float) -> float:
         """Return the seconds from `now` (monotonic) until a probe is due, or infinity."""
         if self.open:
             return max(0.0, self._probe_at - now)
-        return 0.0 if self.is_in_doubt else math.inf
+        return 0.0 if self.needs_probe else math.inf
 
     @property
-    def is_in_doubt(self) -> bool:
+    def needs_probe(self) -> bool:
         """True if a probe must succeed before the next attempt."""
         return self.failures >= 3
 
@@ -1269,15 +1379,19 @@ class Breaker:
         """True if the next request must be a probe; `now` is monotonic."""
         return self.seconds_to_probe(now) == 0
 
-    def probed(self, error: RoleApiError | None, now: float) -> None:
-        """Close if the probe succeeded, else open; `now` is monotonic."""
+    def probed(self, error: RoleApiError | None, now: float, seconds: float = 0.0) -> None:
+        """Close if the probe succeeded, else open; `now` is monotonic.
+
+        :param seconds: how long the probe took. The next pause is at least as long: a probe may
+            block K2HR3, and so others have at least half of its time.
+        """
         self.open = error is not None
         if error is None:
             self.failures = 0
             self._pause = 1.0
         else:
             pause = max(self._pause * random.uniform(0.8, 1.2), error.retry_after)
-            self._probe_at = now + min(pause, self._longest)
+            self._probe_at = now + max(min(pause, self._longest), seconds)
             self._pause = min(2 * self._pause, self._longest)
 
 
@@ -1300,6 +1414,8 @@ class Verdict(NamedTuple):
 IGNORED = Verdict("ignored", "ignored")
 DONE = Verdict("deleted", "deleted")
 RETRY = Verdict("not deleted", "retried", ".retry")
+#: Done, but a member may be left: a person has to look.
+DOUBTFUL = Verdict("deleted", "deleted", ".dead_letter")
 DEAD_LETTER = Verdict("never deleted", "dead_letters", ".dead_letter")
 
 
@@ -1317,30 +1433,34 @@ class Skipped(NamedTuple):
     verdict: Verdict
 
 
-class Copied(NamedTuple):
-    """The publisher's answer about a copy; `problem` is empty if the broker confirmed it."""
+class Copied(enum.Enum):
+    """The publisher's answer about a copy."""
 
-    problem: str
+    CONFIRMED = "the broker has confirmed it"
+    FAILED = "this copy could not be published"
+    PAUSED = "copies are paused after another one failed"
 
 
 SKIP_REMOVED = Skipped("the whole instance has been removed already", IGNORED)
 SKIP_IN_TROUBLE = Skipped("K2HR3 is in trouble", RETRY)
-SKIP_LATE = Skipped("it waited too long for an attempt", RETRY)
+SKIP_LATE = Skipped("K2HR3 does not keep up", RETRY)
 SKIP_REDELIVERED = Skipped("the broker has delivered it before", RETRY)
 SKIP_CANCELLED = Skipped("the broker cancelled its consumer", RETRY)
 
 
-def decide(outcome: Attempted | Skipped, failing_seconds: float, limit: float) -> Verdict:
+def decide(delivery: Delivery, outcome: Attempted | Skipped, limit: float) -> Verdict:
     """Return the verdict on a deletion.
 
-    :param failing_seconds: time from its first failure to its last one
+    :param delivery: with the attempts so far, this one included
     :param limit: the setting `dead_letter_after_seconds`; 0 means no limit
     """
     if isinstance(outcome, Skipped):
         return outcome.verdict
     if outcome.error is None:
-        return DONE
-    is_over_limit = limit > 0 and failing_seconds >= limit
+        return DOUBTFUL if delivery.is_doubtful else DONE
+    failing_seconds = delivery.last_failure - delivery.first_failure
+    # another host's clock may have written first_failure wrong, so require three attempts
+    is_over_limit = 0 < limit <= failing_seconds and delivery.attempts >= 3
     return DEAD_LETTER if outcome.error.is_permanent or is_over_limit else RETRY
 
 
@@ -1420,6 +1540,7 @@ class Delivery:
     due: float = 0.0  # monotonic: held until then
     verdict: Verdict | None = None
     reason: str = ""  # of the verdict
+    is_doubtful: bool = False  # an attempt may have left a member behind, see DOUBTFUL_SECONDS
     is_being_copied: bool = False
 
     def finish(self) -> None:
@@ -1429,7 +1550,7 @@ class Delivery:
 
     def copy_properties(self) -> pika.BasicProperties:
         """Return the properties of its copy, with headers that tell what happened so far."""
-        headers = {
+        headers: dict[str, Any] = {
             "x-k2hr3-queue": self.queue,
             "x-k2hr3-attempts": self.attempts,
             "x-k2hr3-reason": self.reason,
@@ -1437,29 +1558,29 @@ class Delivery:
         if self.attempts:
             headers["x-k2hr3-first-failure"] = int(self.first_failure)
             headers["x-k2hr3-last-failure"] = int(self.last_failure)
+        if self.is_doubtful:
+            headers["x-k2hr3-doubt"] = "done" if self.verdict is DOUBTFUL else "open"
         return copied_properties(self.properties, headers)
 
 
 def copied_properties(
     properties: pika.BasicProperties, headers: dict[str, Any]
 ) -> pika.BasicProperties:
-    """Return properties for a copy: the sender's, without what would lose or misroute it.
+    """Return properties for a copy: the sender's, without what would make the broker drop it.
 
-    :param headers: ours; all headers ``x-*`` of the sender are left out
+    Of the sender's headers only `compression` is kept: others may be too large, or of a kind that
+    pika can read and not write.
+
+    :param headers: ours
     """
-    kept = {
-        name: value
-        for name, value in (properties.headers or {}).items()
-        if name not in ("CC", "BCC") and not str(name).lower().startswith("x-")
-    }
     properties = copy.copy(properties)
-    properties.headers = {**kept, **headers}
+    compression = (properties.headers or {}).get("compression")
+    is_writable = isinstance(compression, str) and 0 < len(compression) <= 255
+    properties.headers = {**headers, "compression": compression} if is_writable else headers
     properties.user_id = None  # the broker refuses the id of another user
     properties.expiration = None  # the broker would drop the copy then
     properties.delivery_mode = 2
-    properties.timestamp = properties.timestamp or int(
-        time.time()
-    )  # the command dead-letters shows ages by it
+    properties.timestamp = properties.timestamp or int(time.time())  # the age in dead-letters
     return properties
 
 
@@ -1471,7 +1592,8 @@ def number_header(properties: pika.BasicProperties, name: str) -> float:
 
 def printable(text: str) -> str:
     """Make text from outside safe for logs and headers: one line of ASCII, 300 characters."""
-    return re.sub(r"[^ -~]+", "?", text)[:300]
+    line = re.sub(r"[^ -~]+", "?", text)
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 # --- Publisher ---------------------------------------------------------------------------------
@@ -1485,6 +1607,15 @@ class Pause:
     seconds: float = 0.0  # 0 after a success
 
 
+@dataclass
+class CopyCounts:
+    """What the publisher knows about one queue."""
+
+    begun: int = 0  # copies, confirmed or under way
+    confirmed: int = 0
+    pause: Pause = dataclasses.field(default_factory=Pause)
+
+
 class Publisher:
     """Publishes copies, in a daemon thread and on a connection of its own.
 
@@ -1492,11 +1623,11 @@ class Publisher:
     such a connection would wait, too, so the listener's connection only consumes.
 
     A failure of the connection pauses all copies. A refused copy pauses only copies to its queue.
-    What can't be copied is held meanwhile. The first pauses are short, because each loss of the
-    consuming connection returns what is held, and a queue with a delivery limit drops a message
-    after some returns.
+    During a pause the listener holds such deliveries unacked. The first pauses are short: if the
+    consuming connection is lost, held deliveries return to their queue, and a queue with a delivery
+    limit drops a message after some returns.
 
-    :param answer: called in this thread with a delivery and its problem, empty if it was copied
+    :param answer: called in this thread with a delivery, and what became of its copy
     """
 
     longest_pause = 30.0  #: seconds
@@ -1505,7 +1636,7 @@ class Publisher:
     def __init__(
         self,
         hosts: list[pika.ConnectionParameters],
-        answer: Callable[[Delivery, str], None],
+        answer: Callable[[Delivery, Copied], None],
         connect: Callable[..., pika.BlockingConnection] = connect,
         clock: Any = time,
     ) -> None:
@@ -1518,7 +1649,7 @@ class Publisher:
         self._clock = clock
         self._copies: SimpleQueue[tuple[Delivery, str, pika.BasicProperties]] = SimpleQueue()
         self._connection_pause = Pause()
-        self._queue_pauses: dict[str, Pause] = {}
+        self._copies_to: dict[str, CopyCounts] = {}
         self._connection: pika.BlockingConnection | None = None
         self._channel: Any = None
         self._last_used = 0.0  # monotonic
@@ -1526,6 +1657,10 @@ class Publisher:
     def start(self) -> None:
         """Start the thread."""
         threading.Thread(target=self._run, name="publisher", daemon=True).start()
+
+    def copies_to(self, queue: str) -> CopyCounts:
+        """Return what is known about a queue."""
+        return self._copies_to.setdefault(queue, CopyCounts())
 
     def copy(self, delivery: Delivery, queue: str) -> None:
         """Have a delivery copied to a queue; for the listener's thread."""
@@ -1548,49 +1683,59 @@ class Publisher:
         now = self._clock.monotonic()
         if now - self._last_used > self.idle_seconds:  # nobody has sent heartbeats since
             self._close()
-        queue_pause = self._queue_pauses.setdefault(queue, Pause())
-        problem = "copies are paused"
+        queue_pause = self.copies_to(queue).pause
+        copied = Copied.PAUSED
         if now >= max(self._connection_pause.end, queue_pause.end):
-            problem = self._publish(queue, delivery.body, properties)
-        self._answer(delivery, problem)
+            copied = self._publish(queue, delivery.body, properties)
+        self._answer(delivery, copied)
 
-    def _publish(self, queue: str, body: bytes, properties: pika.BasicProperties) -> str:
-        """Publish one copy; return why it failed, or an empty text."""
-        pauses = [self._connection_pause, self._queue_pauses[queue]]
+    def _publish(self, queue: str, body: bytes, properties: pika.BasicProperties) -> Copied:
+        """Publish one copy."""
+        counts = self.copies_to(queue)
+        begun_before = counts.begun
+        pauses = [self._connection_pause, counts.pause]
+        began = self._clock.monotonic()
+        was_open = self._channel is not None
         try:
             if self._channel is None:
                 self._connection = self._connect(self._hosts)
                 self._channel = self._connection.channel()
                 self._channel.confirm_delivery()
             self._last_used = self._clock.monotonic()
+            counts.begun += 1
             self._channel.basic_publish("", queue, body, properties, mandatory=True)
         except (amqp.UnroutableError, amqp.NackError) as error:
+            counts.begun = begun_before
             self._connection_pause.seconds = 0  # the connection works
-            return self._begin_pause(self._queue_pauses[queue], queue, error)
+            self._begin_pause(counts.pause, queue, error)
+            return Copied.FAILED
         except Exception as error:
+            counts.begun = begun_before
             self._close()
-            return self._begin_pause(self._connection_pause, queue, error)
+            if was_open and self._clock.monotonic() - began < 1:  # it was lost before this copy
+                return self._publish(queue, body, properties)
+            self._begin_pause(self._connection_pause, queue, error)
+            return Copied.FAILED
+        counts.confirmed += 1
         if any(pause.seconds for pause in pauses):
             LOG.info(f"copies to {queue} are made again")
         for pause in pauses:
             pause.seconds = 0
-        return ""
+        return Copied.CONFIRMED
 
-    def _begin_pause(self, pause: Pause, queue: str, error: Exception) -> str:
-        """Begin a pause that is longer than the last one and log it; return the problem."""
+    def _begin_pause(self, pause: Pause, queue: str, error: Exception) -> None:
+        """Begin a pause that is longer than the last one, and log it."""
         now = self._clock.monotonic()
         # What is held is tried again within retry_interval_seconds, which is 600 at most. If that
         # did not happen, nothing was held any more, and this is a new problem.
         is_known = pause.seconds > 0 and now < pause.end + 600
         pause.seconds = min(2 * pause.seconds, self.longest_pause) if is_known else 1.0
         pause.end = now + pause.seconds
-        problem = explain(error)
         LOG.log(
             logging.DEBUG if is_known else logging.ERROR,
-            f"no copy to {queue}, held instead; next try in {pause.seconds:.0f} s: {problem} "
-            "(check the queue, and write permission on amq.default)",
+            f"no copy to {queue}, held instead; next try in {pause.seconds:.0f} s: "
+            f"{explain(error)} (check the queue, and write permission on amq.default)",
         )
-        return problem
 
     def _close(self) -> None:
         close_quietly(self._connection)
@@ -1619,6 +1764,59 @@ class Snapshot(NamedTuple):
     waiting: int
 
 
+class RecentSet:
+    """Remembers up to `size` texts. When it is full, it forgets the one that was added first."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._texts: OrderedDict[str, None] = OrderedDict()  # the oldest first
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._texts
+
+    def add(self, text: str) -> None:
+        """Add a text, and forget the oldest one if there are too many."""
+        self._texts[text] = None
+        if len(self._texts) > self._size:
+            self._texts.popitem(last=False)
+
+    def discard(self, text: str) -> None:
+        """Forget a text, if it is there."""
+        self._texts.pop(text, None)
+
+
+class FreshQueue(Deque[Delivery]):
+    """Deliveries from notification queues that wait for a worker, the oldest first.
+
+    If it has not been empty for `hold_seconds`, except for moments, K2HR3 does not keep up. This
+    ends when it is empty and nothing was added for a second.
+    """
+
+    def __init__(self, hold_seconds: float) -> None:
+        super().__init__()
+        self._hold_seconds = hold_seconds
+        self._waiting_since = math.inf  # monotonic
+        self._last_added = 0.0  # monotonic
+        self._is_late = False
+
+    def add(self, delivery: Delivery, now: float) -> None:
+        """Add a delivery; `now` is monotonic."""
+        if not self and not self._is_late and now - self._last_added > 0.1:
+            self._waiting_since = math.inf  # that was a break
+        self.append(delivery)
+        if delivery.verdict is None:  # else its copy failed, and it comes back every second
+            self._last_added = now
+
+    def is_overdue(self, now: float) -> bool:
+        """Return True if K2HR3 does not keep up; `now` is monotonic."""
+        if self:
+            self._waiting_since = min(self._waiting_since, self[0].since)
+        elif now - self._last_added > 1:
+            self._waiting_since = math.inf
+        self._is_late = now - self._waiting_since > self._hold_seconds
+        return self._is_late
+
+
 class Attempts:
     """What the listener's thread, the workers and the publisher share, behind one lock (a monitor).
 
@@ -1628,7 +1826,7 @@ class Attempts:
     as running until its result is collected, so the next one starts after the listener's thread
     has seen that result.
 
-    :param hold_seconds: a fresh deletion that has waited longer is not attempted
+    :param hold_seconds: of `FreshQueue`; while K2HR3 does not keep up, fresh deletions are skipped
     :param remembered: how many removed instances to remember; fresh deletions of them are skipped
     :param wake_at: how many results wake the listener's thread. Fewer do if one of them is urgent,
         or if a worker finds no job.
@@ -1645,52 +1843,51 @@ class Attempts:
     ) -> None:
         self._changed = threading.Condition()
         self._breaker = breaker
-        self._hold_seconds = hold_seconds
-        self._remembered = remembered
         self._wake_at = wake_at
         self._wake = wake
         self._is_woken = False  # since the last `collect`
         self._is_stopped = False
-        self._fresh: Deque[Delivery] = deque()  # from a notification queue, the oldest first
+        self._fresh = FreshQueue(hold_seconds)
         self._retries: Deque[Delivery] = deque()  # from the retry queue, and due
         self._held: list[Delivery] = []  # until they are due
         self._is_retry_next = False
         self._running = 0
         self._results: list[Result] = []
-        self._removed: OrderedDict[str, None] = OrderedDict()  # whole instances, oldest first
+        self._removed = RecentSet(remembered)  # whole instances
 
     # For the listener's thread
 
     def submit(self, delivery: Delivery, now: float) -> None:
         """Add a delivery: to be attempted, or held until it is due; `now` is monotonic.
 
-        A delivery that has a verdict already could not be copied. If it is a dead letter it must be
-        copied again; any other is attempted again.
+        If a delivery already has a verdict, its copy has failed. A dead letter is copied again. Any
+        other is attempted again, or copied again while the breaker is open.
         """
         with self._changed:
             if delivery.due > now:
                 self._held.append(delivery)
-            elif delivery.verdict is DEAD_LETTER:
-                self._results.append((delivery, Skipped(delivery.reason, DEAD_LETTER)))
+            elif delivery.verdict in (DEAD_LETTER, DOUBTFUL):
+                self._results.append((delivery, Skipped(delivery.reason, delivery.verdict)))
+            elif self._breaker.open and (delivery.verdict or not delivery.retry):
+                self._results.append((delivery, SKIP_IN_TROUBLE))
             elif delivery.retry:
                 self._retries.append(delivery)
-            elif self._breaker.open:
-                self._results.append((delivery, SKIP_IN_TROUBLE))
             else:
-                self._fresh.append(delivery)
+                self._fresh.add(delivery, now)
             self._changed.notify()
 
     def collect(self, now: float) -> Snapshot:
         """Take the results; return them in a snapshot; `now` is monotonic."""
         with self._changed:
             self._is_woken = False
+            is_overdue = self._fresh.is_overdue(now)  # before what was held comes back
             due = [each for each in self._held if each.due <= now]
             self._held = [each for each in self._held if each.due > now]
             for delivery in due:
                 delivery.since = now
                 self.submit(delivery, now)
-            while self._fresh and self._is_late(self._fresh[0], now):
-                self._results.append((self._fresh.popleft(), SKIP_LATE))
+            if is_overdue:
+                self._skip_fresh(SKIP_LATE)
             results = self._results
             self._results = []
             # each finished job has exactly one such outcome
@@ -1717,10 +1914,10 @@ class Attempts:
 
     # For the publisher
 
-    def add_answer(self, delivery: Delivery, problem: str) -> None:
-        """Add the publisher's answer about a copy; `problem` is empty if it was confirmed."""
+    def add_answer(self, delivery: Delivery, copied: Copied) -> None:
+        """Add the publisher's answer about a copy."""
         with self._changed:
-            self._results.append((delivery, Copied(problem)))
+            self._results.append((delivery, copied))
             self._wake_listener()
 
     # For the workers
@@ -1754,12 +1951,11 @@ class Attempts:
             error = attempted.error
             failures_before = self._breaker.failures
             if isinstance(job, Probe):
-                self._breaker.probed(error, now)
+                self._breaker.probed(error, now, attempted.seconds)
             elif error is None or not error.is_permanent:
-                self._breaker.attempted(error)
+                self._breaker.attempted(error, attempted.seconds)
             if self._breaker.open:
-                self._results.extend((each, SKIP_IN_TROUBLE) for each in self._fresh)
-                self._fresh.clear()
+                self._skip_fresh(SKIP_IN_TROUBLE)
             if failures_before and not self._breaker.failures:  # more jobs may run now
                 self._changed.notify_all()
             if isinstance(job, Delivery) and error is None:
@@ -1780,20 +1976,15 @@ class Attempts:
             is_retry = bool(self._retries) and (self._is_retry_next or not self._fresh)
             self._is_retry_next = not is_retry
             delivery = (self._retries if is_retry else self._fresh).popleft()
-            skipped = None if is_retry else self._reason_to_skip(delivery, now)
-            if skipped is None:
+            # Here and not in submit: the next event of a deletion comes before the first is done.
+            if is_retry or delivery.deletion.cuk not in self._removed:
                 return delivery
-            self._results.append((delivery, skipped))
+            self._results.append((delivery, SKIP_REMOVED))
         return None
 
-    def _reason_to_skip(self, delivery: Delivery, now: float) -> Skipped | None:
-        # Only now, because the events of one deletion arrive within milliseconds of each other.
-        if delivery.deletion.cuk in self._removed:
-            return SKIP_REMOVED
-        return SKIP_LATE if self._is_late(delivery, now) else None
-
-    def _is_late(self, delivery: Delivery, now: float) -> bool:
-        return now - delivery.since > self._hold_seconds
+    def _skip_fresh(self, skipped: Skipped) -> None:
+        self._results.extend((each, skipped) for each in self._fresh)
+        self._fresh.clear()
 
     def _seconds_to_wait(self, now: float) -> float | None:
         if self._is_stopped or self._running:
@@ -1802,16 +1993,10 @@ class Attempts:
         return None if seconds == math.inf else seconds
 
     def _remember(self, delivery: Delivery, seconds: float) -> None:
-        """Remember an instance that was removed as a whole and without doubt.
-
-        After a failed attempt, or a slow success, K2HR3 may have kept a member (DOUBTFUL_SECONDS).
-        """
-        is_doubtful = delivery.attempts > 0 or seconds > DOUBTFUL_SECONDS
-        if delivery.deletion.ips or is_doubtful:
-            return
-        self._removed[delivery.deletion.cuk] = None
-        if len(self._removed) > self._remembered:
-            self._removed.popitem(last=False)
+        """Remember an instance that was removed as a whole and without doubt."""
+        is_doubtful = delivery.is_doubtful or seconds > DOUBTFUL_SECONDS
+        if not delivery.deletion.ips and not is_doubtful:
+            self._removed.add(delivery.deletion.cuk)
 
     def _wake_listener(self) -> None:
         if not self._is_woken:
@@ -1849,17 +2034,29 @@ class Subscription:
 
 def subscriptions(config: Config, endpoint: Endpoint) -> list[Subscription]:
     """Return the queues to consume. Sources with the same queue share one consumer."""
-    keys = [
-        (source, f"{source.topic}.{priority}")
-        for source in config.sources
-        for priority in endpoint.priorities()
+    sources: dict[str, list[Source]] = {}
+    bindings: dict[str, list[tuple[str, str]]] = {}
+    for source in config.sources:
+        for priority in endpoint.priorities():
+            key = f"{source.topic}.{priority}"
+            queue = source.pool or key
+            sources.setdefault(queue, []).append(source)
+            bindings.setdefault(queue, [])
+            if source.pool:
+                bindings[queue].append((source.exchange, key))
+    return [
+        Subscription(queue, tuple(sources[queue]), tuple(bindings[queue]), {}) for queue in sources
     ]
-    found = []
-    for queue in dict.fromkeys(source.pool or key for source, key in keys):
-        sources = tuple(source for source, key in keys if queue == (source.pool or key))
-        bindings = tuple((source.exchange, key) for source, key in keys if source.pool == queue)
-        found.append(Subscription(queue, sources, bindings, {}))
-    return found
+
+
+def origin(config: Config, endpoint: Endpoint, properties: pika.BasicProperties) -> str:
+    """Return the notification queue that a copy first came from.
+
+    A stranger may have written the header. If it names no queue of ours, the retry queue counts.
+    """
+    named = (properties.headers or {}).get("x-k2hr3-queue")
+    queues = [each.queue for each in subscriptions(config, endpoint)]
+    return next((queue for queue in queues if queue == named), config.queue + RETRY.copy_to)
 
 
 class Troubles:
@@ -1882,23 +2079,111 @@ class Troubles:
         return True
 
 
+class Doubts:
+    """Logs, once for each instance, that K2HR3 may have kept a member (see DOUBTFUL_SECONDS).
+
+    Ten of them a minute are logged, the rest as one line with their number. Instances in doubt are
+    remembered here, too, because a delivery that comes again knows nothing of its last attempt.
+
+    :param size: how many instances to remember
+    """
+
+    def __init__(self, size: int) -> None:
+        self._begun = RecentSet(size)
+        self._told = RecentSet(size)
+        self._minute_ends = 0.0  # monotonic
+        self._count = 0  # in this minute
+
+    def begin(self, cuk: str) -> None:
+        """Remember that an attempt may have left a member of an instance behind."""
+        self._begun.add(cuk)
+
+    def is_begun(self, cuk: str) -> bool:
+        """Return True if an attempt may have left a member of an instance behind."""
+        return cuk in self._begun
+
+    def is_told(self, cuk: str) -> bool:
+        """Return True if there is a dead letter about an instance already."""
+        return cuk in self._told
+
+    def tell(self, cuk: str, now: float) -> None:
+        """Log that there is a dead letter about an instance; `now` is monotonic."""
+        self._told.add(cuk)
+        self.flush(now)
+        self._count += 1
+        if self._count <= 10:
+            LOG.warning(f"dead letter instance={cuk}: {DOUBT}")
+
+    def forget(self, cuk: str) -> None:
+        """Forget a dead letter that may not have been published."""
+        self._told.discard(cuk)
+
+    def flush(self, now: float) -> None:
+        """When a minute is over, log how many were not logged; `now` is monotonic."""
+        if now < self._minute_ends:
+            return
+        if self._count > 10:
+            LOG.warning(f"{self._count - 10} more dead letters: {DOUBT}")
+        self._minute_ends = now + 60
+        self._count = 0
+
+
+class QueueWatch:
+    """Watches whether queues of ours, or deletions in the retry queue, disappear without us.
+
+    A policy of the broker may drop them (message-ttl, max-length), and no error says so. While
+    nobody consumes the queue, it must hold what it held at the last look, and the copies confirmed
+    since, except those that may have been counted at that look already.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()  # queues of ours that were there
+        self._last = QueueState(consumers=1)
+        self._begun = 0  # copies, until the last look was answered
+
+    def expected(self, confirmed: int) -> int:
+        """Return how many deletions the retry queue must hold at least, if nobody consumes it.
+
+        :param confirmed: all copies to it that were confirmed so far
+        """
+        return self._last.ready + confirmed - self._begun
+
+    def missing(self, state: QueueState, confirmed: int, begun: int) -> int:
+        """Look at the queue; return how many deletions are missing.
+
+        :param confirmed: all copies to it that were confirmed before this look
+        :param begun: these, and those that were under way when this look was answered
+        """
+        missing = max(0, self.expected(confirmed) - state.ready)
+        is_unconsumed = not self._last.consumers and not state.consumers
+        self._last = state
+        self._begun = begun
+        return missing if is_unconsumed else 0
+
+    def interrupt(self) -> None:
+        """Do not compare the next look with the last one, since we consume the queue meanwhile."""
+        self._last = QueueState(consumers=1)
+
+
 class Session:
     """A connection to the broker and its consumers. Afterwards all that is unacked comes again.
 
     Only the listener's thread uses it, except for `wake`.
     """
 
-    def __init__(self, connection: pika.BlockingConnection) -> None:
+    def __init__(
+        self, connection: pika.BlockingConnection, subscriptions: list[Subscription]
+    ) -> None:
         self.connection = connection
+        self.subscriptions = subscriptions
         self.consumers: list[Consumer] = []
         self.next_set_up = 0.0  # monotonic: when to look for missing queues and bindings again
+        self.next_tick = 0.0  # monotonic
 
     def wake(self) -> None:
         """Have `process_data_events` return. Safe from any thread."""
-        try:
+        with contextlib.suppress(Exception):  # if it is lost, the listener's thread will see that
             self.connection.add_callback_threadsafe(lambda: None)
-        except Exception as error:  # the connection is lost, as the listener's thread will see
-            LOG.debug(f"error while waking the listener's thread: {explain(error)}")
 
     def consumer_of(self, queue: str) -> Consumer | None:
         """Return the working consumer of a queue, or None."""
@@ -1907,20 +2192,20 @@ class Session:
 
 
 class Listener:
-    """Consumes notifications, calls the Role API for their deletions, and acks every delivery.
+    """Consumes notifications, calls the Role API for their deletions, and acks what is finished.
 
     An accepted delivery is in exactly one of these places:
 
     - waiting for a worker, or held until it is due: in `Attempts`
-    - being attempted: a worker has it, or has reported it and it is not collected yet
+    - being attempted: a worker has it, or has reported or skipped it, and it is not collected yet
     - being copied: the publisher has it, or has answered and it is not collected yet
     - finished: its tag is in `Consumer.finished`, and the next flush acks it
 
     The thread that calls `run` owns the session and the counters, and only it changes a delivery.
-    The workers make attempts and the publisher makes copies; both only read a delivery. They share
-    nothing with the listener's thread but `Attempts`, and call `Session.wake`. If a connection or
-    a channel is lost, its deliveries are forgotten, also those whose result is still to come: the
-    broker delivers them again.
+    The workers make attempts and the publisher makes copies; both only read a delivery. With the
+    listener's thread they share `Attempts`, the publisher's queue of copies and its counts of them,
+    and `_session`, to wake that thread. If a connection or a channel is lost, its deliveries are
+    forgotten, also those whose result is still to come: the broker delivers them again.
 
     :param endpoint: turns notifications into deletions
     :param connect: connects to the broker; called like the function `connect`
@@ -1928,8 +2213,10 @@ class Listener:
     :raises ConfigError: certificate files can't be used
     """
 
-    hold_seconds = 30.0  #: a fresh deletion that has waited longer moves to the retry queue
+    #: if fresh deletions wait for longer without a break, all that come move to the retry queue
+    hold_seconds = 30.0
     remembered = 10_000  #: how many removed instances to remember, see `Attempts`
+    _moves_redelivered = True  # instead of attempting what the broker delivered before
     exit_code = 0  #: of the process if a deadline, or a second signal, ends it
 
     def __init__(
@@ -1945,9 +2232,8 @@ class Listener:
         self.counters: Counter[str] = Counter()
         self.on_tick: Callable[[], None] = lambda: None  # called about twice a second
         hosts = parse_transport_url(config.sources[0].transport_url, config.rabbit)
-        self._connect = partial(connect, hosts, self._must_stop)
+        self._connect = partial(connect, hosts)
         self._clock = clock
-        self._subscriptions = subscriptions(config, self.endpoint)
         self._attempts = Attempts(
             Breaker(config.k2hr3.retry_interval_seconds),
             self.hold_seconds,
@@ -1959,8 +2245,9 @@ class Listener:
         self._session: Session | None = None
         self._snapshot = Snapshot([], False, 0, 0)  # the last answer of `Attempts`
         self._stopping = threading.Event()
-        self._next_tick = 0.0  # monotonic
         self._troubles = Troubles()
+        self._watch = QueueWatch()
+        self._doubts = Doubts(self.remembered)
 
     def run(self) -> None:
         """Listen until `stop` is called. Reconnects after any broker failure."""
@@ -1973,6 +2260,7 @@ class Listener:
         while not self._stopping.is_set():
             try:
                 with self._connected() as session:
+                    self._set_up(session)
                     pause = rabbit.rabbit_retry_interval
                     self._serve(session)
             except (amqp.AMQPError, OSError, Error) as error:
@@ -1985,6 +2273,7 @@ class Listener:
     def stop(self) -> None:
         """End `run` when the running attempts have ended. Safe from any thread."""
         self._stopping.set()
+        self._attempts.stop()
 
     def status(self) -> str:
         """Return state and counters, for a person. Safe from any thread."""
@@ -2002,7 +2291,7 @@ class Listener:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Session]:
-        session = Session(self._connect())
+        session = Session(self._connect(self._must_stop), subscriptions(self.config, self.endpoint))
         self._session = session
         self._troubles.end("login", "the broker accepts our login again")
         self._troubles.end("broker", "the broker answers again")
@@ -2039,20 +2328,19 @@ class Listener:
     # While connected
 
     def _serve(self, session: Session) -> None:
-        self._set_up(session)
         while not self._stopping.is_set():
             self._loop_once(session)
         self._finish(session)
 
     def _loop_once(self, session: Session) -> None:
         """Receive, collect results and decide, and ack."""
-        if self._snapshot.waiting > 50:  # the workers have enough to do for 10 ms
+        if self._snapshot.waiting > 50 and self._snapshot.running:  # enough to do for 10 ms
             self._clock.sleep(0.01)  # reading less often saves CPU
         session.connection.process_data_events(0.5)
         self._collect()
         now = self._clock.monotonic()
-        if now >= self._next_tick:
-            self._next_tick = now + 0.5
+        if now >= session.next_tick:
+            session.next_tick = now + 0.5
             self._tick(session, now)
         if self._snapshot.in_trouble:
             self._leave_retry_queue(session)
@@ -2062,15 +2350,23 @@ class Listener:
         """Do what is due by time."""
         if now >= session.next_set_up:
             self._set_up(session)
+        self._doubts.flush(now)
         self.on_tick()
 
     def _finish(self, session: Session) -> None:
-        """Let running attempts end and ack them. The broker delivers the rest to others."""
-        self._attempts.stop()
+        """Let running attempts end and ack them. The broker delivers the rest to others.
+
+        Also wait for copies of doubtful deliveries, since only the copy records the doubt, and for
+        those of cancelled consumers, whose queue may be gone.
+        """
         for consumer in session.consumers:
             consumer.cancel()
         self._collect()
-        while self._snapshot.running:
+        while self._snapshot.running or any(
+            (delivery.is_doubtful or consumer.is_cancelled) and delivery.is_being_copied
+            for consumer in session.consumers
+            for delivery in consumer.unfinished.values()
+        ):
             session.connection.process_data_events(0.1)
             self._collect()
         self._tend_consumers(session)
@@ -2088,7 +2384,7 @@ class Listener:
                 reason = explain(getattr(consumer.channel, "_closing_reason", None))
                 LOG.warning(f"channel of {consumer.queue} was closed, opening another: {reason}")
                 self._drop(session, consumer)
-            elif consumer.is_cancelled:
+            elif consumer.is_cancelled and not self._stopping.is_set():
                 self._evacuate(session, consumer)
 
     def _drop(self, session: Session, consumer: Consumer) -> None:
@@ -2096,6 +2392,9 @@ class Listener:
         session.consumers.remove(consumer)
         session.next_set_up = 0.0
         self._attempts.take_back(consumer)
+        for delivery in consumer.unfinished.values():
+            if delivery.verdict is DOUBTFUL:
+                self._doubts.forget(delivery.deletion.cuk)
 
     def _close_consumer(self, session: Session, consumer: Consumer) -> None:
         consumer.flush()
@@ -2130,6 +2429,7 @@ class Listener:
             return
         if not any(delivery.is_being_copied for delivery in consumer.unfinished.values()):
             self._close_consumer(session, consumer)
+            self._watch_retry_queue(session)  # what is copied from now on can be missed
 
     # Receive
 
@@ -2167,23 +2467,27 @@ class Listener:
         body: bytes,
     ) -> None:
         now = self._clock.monotonic()
-        came_from = (properties.headers or {}).get("x-k2hr3-queue")
+        came_from = origin(self.config, self.endpoint, properties)
         delivery = Delivery(
             consumer,
             method.delivery_tag,
             body,
             properties,
-            came_from if isinstance(came_from, str) else self.config.queue,
+            came_from,
             now,
             retry=True,
             attempts=int(number_header(properties, "x-k2hr3-attempts")),
             first_failure=number_header(properties, "x-k2hr3-first-failure"),
             last_failure=number_header(properties, "x-k2hr3-last-failure"),
+            is_doubtful="x-k2hr3-doubt" in (properties.headers or {}),
         )
-        if self._read(delivery, ()):
-            # the clock of the host that wrote last_failure may be wrong
-            longest = self.config.k2hr3.retry_interval_seconds
-            delivery.due = now + min(self._seconds_until_due(delivery), longest)
+        if not self._read(delivery, ()):
+            return
+        # Its queue may drop it after some more returns. A copy starts at zero.
+        if self._moves_redelivered and number_header(properties, "x-delivery-count") > 1:
+            self._on_outcome(delivery, SKIP_REDELIVERED)
+        else:
+            delivery.due = now + self._seconds_until_due(delivery)
             self._attempts.submit(delivery, now)
 
     def _read(self, delivery: Delivery, sources: tuple[Source, ...]) -> bool:
@@ -2211,8 +2515,9 @@ class Listener:
 
     def _seconds_until_due(self, delivery: Delivery) -> float:
         longest = self.config.k2hr3.retry_interval_seconds
-        pause: float = min(2.0 ** min(delivery.attempts, 10), longest)
-        return delivery.last_failure + pause - float(self._clock.time())
+        pause = min(2.0 ** min(delivery.attempts, 10), longest)
+        seconds = delivery.last_failure + pause - float(self._clock.time())
+        return min(seconds, longest)  # a clock may have been set, here or where that was written
 
     # Decide
 
@@ -2224,7 +2529,7 @@ class Listener:
                 assert isinstance(outcome, Attempted)
                 self._on_probe(outcome.error)
             elif isinstance(outcome, Copied):
-                self._on_copied(job, outcome.problem)
+                self._on_copied(job, outcome)
             else:
                 self._on_outcome(job, outcome)
 
@@ -2240,28 +2545,43 @@ class Listener:
 
     def _on_outcome(self, delivery: Delivery, outcome: Attempted | Skipped) -> None:
         """Decide on a deletion that was attempted or skipped."""
-        if isinstance(outcome, Attempted):
-            self._count(delivery, outcome.error)
-            reason = str(outcome.error or "")
+        if isinstance(outcome, Skipped):
+            reason = delivery.reason or outcome.reason
         else:
-            reason = outcome.reason
-        limit = self.config.k2hr3.dead_letter_after_seconds
-        verdict = decide(outcome, delivery.last_failure - delivery.first_failure, limit)
+            self._count(delivery, outcome)
+            reason = str(outcome.error or DOUBT)
+        verdict = decide(delivery, outcome, self.config.k2hr3.dead_letter_after_seconds)
         if isinstance(outcome, Attempted):
             self._log_attempt(delivery, verdict, outcome)
-        comes_again = self._stopping.is_set() or not delivery.consumer.is_open
-        if not (verdict.copy_to and comes_again):
+            if verdict is DOUBTFUL and self._doubts.is_told(delivery.deletion.cuk):
+                verdict = DONE  # one letter for an instance is enough
+        if not verdict.copy_to or self._needs_copy(delivery):
             self._conclude(delivery, verdict, reason)
 
-    def _count(self, delivery: Delivery, error: RoleApiError | None) -> None:
+    def _needs_copy(self, delivery: Delivery) -> bool:
+        """Return False if the broker delivers it again anyway."""
+        if not delivery.consumer.is_open:
+            return False
+        if delivery.consumer.is_cancelled or not self._stopping.is_set():
+            return True
+        return delivery.is_doubtful and delivery.attempts > 0  # or the doubt would be forgotten
+
+    def _count(self, delivery: Delivery, attempted: Attempted) -> None:
+        """Note an attempt in its delivery."""
+        error = attempted.error
         delivery.attempts += 1
-        if error:
-            self.counters["failed"] += 1
-            delivery.last_failure = self._clock.time()
-            delivery.first_failure = delivery.first_failure or delivery.last_failure
+        is_slow = error is None and attempted.seconds > DOUBTFUL_SECONDS
+        if is_slow or (error and error.may_have_acted):
+            self._doubts.begin(delivery.deletion.cuk)
+        delivery.is_doubtful |= self._doubts.is_begun(delivery.deletion.cuk)
+        if error is None:
+            return
+        self.counters["failed"] += 1
+        delivery.last_failure = self._clock.time()
+        delivery.first_failure = delivery.first_failure or delivery.last_failure
 
     def _log_attempt(self, delivery: Delivery, verdict: Verdict, attempted: Attempted) -> None:
-        ips = ",".join(delivery.deletion.ips) or "all"
+        ips = printable(",".join(delivery.deletion.ips) or "all")
         text = (
             f"{verdict.word} instance={delivery.deletion.cuk} host={ips} {delivery.event} "
             f"attempts={delivery.attempts} ms={1000 * attempted.seconds:.0f}"
@@ -2278,6 +2598,8 @@ class Listener:
         delivery.reason = printable(reason)
         if is_new and verdict is DEAD_LETTER:
             LOG.warning(f"dead letter {delivery.event} from {delivery.queue}: {delivery.reason}")
+        if is_new and verdict is DOUBTFUL:
+            self._doubts.tell(delivery.deletion.cuk, self._clock.monotonic())
         if verdict.copy_to:
             delivery.is_being_copied = True
             self._publisher.copy(delivery, self._queue_for(verdict))
@@ -2285,16 +2607,19 @@ class Listener:
             self.counters[verdict.counter] += 1
             delivery.finish()
 
-    def _on_copied(self, delivery: Delivery, problem: str) -> None:
+    def _on_copied(self, delivery: Delivery, copied: Copied) -> None:
         delivery.is_being_copied = False
-        if not problem:
+        if copied is Copied.CONFIRMED:
             assert delivery.verdict
             self.counters[delivery.verdict.counter] += 1
             delivery.finish()
-            return
-        if self._session and delivery.consumer.is_open:
+        elif self._stopping.is_set():
+            pass  # it comes again; to try for ever would not let the program end
+        elif self._session and delivery.consumer.is_open:
             now = self._clock.monotonic()
-            delivery.due = now + max(1.0, self._seconds_until_due(delivery))
+            # If its own copy failed it waits long: the message may be the problem. Others wait 1 s.
+            is_own = copied is Copied.FAILED
+            delivery.due = now + (self.config.k2hr3.retry_interval_seconds if is_own else 1.0)
             self._attempts.submit(delivery, now)
             self._session.next_set_up = min(self._session.next_set_up, now + 5)  # is it missing?
 
@@ -2306,11 +2631,43 @@ class Listener:
     def _set_up(self, session: Session) -> None:
         """Set up queues, bindings and consumers that are missing.
 
-        Looks again in 5 s if something is still missing, else in 30 s, because nothing tells that
-        an exchange was deleted and made again.
+        Repeats in 5 s if something is missing, else in 30 s, because the broker does not tell that
+        an exchange was deleted and made again, which loses our binding.
         """
+        self._watch_retry_queue(session)
         found = list(self._set_up_all(session))
         session.next_set_up = self._clock.monotonic() + (30.0 if all(found) else 5.0)
+
+    def _watch_retry_queue(self, session: Session) -> None:
+        queue = self._queue_for(RETRY)
+        copies = self._publisher.copies_to(queue)
+        confirmed = copies.confirmed
+        state = inspect_queue(session.connection, queue)
+        begun = copies.begun
+        is_suspect = self._watch.expected(confirmed) > 0 and state.ready == 0
+        if state.refused or (is_suspect and not self._is_empty(queue)):
+            return
+        missing = self._watch.missing(state, confirmed, begun)
+        if missing:
+            LOG.error(
+                f"{missing} deletions left {queue} and not through this listener: a policy of the "
+                "broker, a purge, a drain or another listener. To keep policies of others away: "
+                f"{policy_command(self.config)}"
+            )
+
+    def _is_empty(self, queue: str) -> bool:
+        """Return True if a queue is really empty: a quorum queue without a leader says so, too.
+
+        A connection of its own, because the broker closes it on a get from such a queue.
+        """
+        try:
+            with contextlib.closing(self._connect()) as connection:
+                # what it gets goes back when the connection closes
+                method, _, _ = cast(Any, connection.channel().basic_get(queue))
+                return method is None
+        except (amqp.AMQPError, OSError, Error) as error:
+            LOG.debug(f"looking into {queue}: {explain(error)}")
+            return False
 
     def _set_up_all(self, session: Session) -> Iterator[bool]:
         """Set up one thing after the other; yield for each whether it is there."""
@@ -2318,7 +2675,7 @@ class Listener:
         yield self._ensure(session, self._queue_for(DEAD_LETTER), queue_type)
         has_retry_queue = self._ensure(session, self._queue_for(RETRY), queue_type)
         yield has_retry_queue
-        for each in self._subscriptions:
+        for each in session.subscriptions:
             is_there = self._ensure(session, each.queue, queue_type if each.bindings else "")
             yield is_there
             if is_there:
@@ -2327,6 +2684,7 @@ class Listener:
                 for exchange, routing_key in each.bindings:
                     yield self._bind(session, each.queue, exchange, routing_key)
         if has_retry_queue and self._may_retry():
+            self._watch.interrupt()
             concurrency = self.config.k2hr3.concurrency
             yield self._consume(session, self._queue_for(RETRY), concurrency, self._on_retry)
 
@@ -2334,7 +2692,20 @@ class Listener:
         return not self._snapshot.in_trouble
 
     def _ensure(self, session: Session, queue: str, create: str) -> bool:
+        is_known = queue in self._watch.seen
+        was_missing = is_known and inspect_queue(session.connection, queue).refused is not None
         refused = ensure_queue(session.connection, queue, create)
+        if was_missing and refused is None:
+            LOG.error(
+                f"queue {queue} was deleted, with all that it held, by hand or by a policy "
+                "(expires); it is created again. To keep policies of others away: "
+                f"{policy_command(self.config)}"
+            )
+        if refused is None and create and not is_known:
+            self._watch.seen.add(queue)
+            problem = unsuitable(session.connection, queue)
+            if problem:
+                LOG.warning(f"queue {queue} is {problem}")
         return self._report(f"queue {queue}", f"configure permission on {queue}", refused)
 
     def _bind(self, session: Session, queue: str, exchange: str, routing_key: str) -> bool:
@@ -2500,20 +2871,31 @@ def listen(config: Config, _arguments: argparse.Namespace) -> int:
 class Drain(Listener):
     """A listener that ends by itself, for the command `drain`.
 
-    It differs from a listener in this: it ignores due times; it consumes the retry queue only after
-    the notification queues are empty, and takes only as many deliveries as were ready there; on
-    each tick it stops if all is done, or if nothing goes on. Its forced end is a failure (75).
+    It differs from a listener in this:
+
+    - it attempts retries before they are due, and also those that the broker delivered before
+    - it consumes the retry queue last, and takes only as many deliveries as were ready there then
+    - on each tick it stops if all is done, if nothing goes on, or if K2HR3 is in trouble
+    - a forced end is a failure (75)
     """
 
     exit_code = os.EX_TEMPFAIL
+    _moves_redelivered = False
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
+    def __init__(
+        self,
+        config: Config,
+        connect: Callable[..., pika.BlockingConnection] = connect,
+        clock: Any = time,
+    ) -> None:
+        super().__init__(config, connect=connect, clock=clock)
         self.on_tick = self._stop_when_done
         self.is_done = False
+        self.is_bound = True  # to all exchanges
+        self.is_left = False  # a retry came that was not counted
         self._progress = Progress()
         self._settled = 0  # deliveries
-        self._settled_at = time.monotonic()  # when that changed
+        self._settled_at = clock.monotonic()  # when that changed
         self._retries_left: int | None = None  # None: not counted yet
         self._empty_looks = 0  # in a row
 
@@ -2524,16 +2906,30 @@ class Drain(Listener):
         return bool(self._retries_left) and super()._may_retry()
 
     def _on_retry(self, *arguments: Any) -> None:
-        if self._retries_left:  # later ones stay unacked and go back at the end
+        if self._retries_left:
             self._retries_left -= 1
             super()._on_retry(*arguments)
+        else:
+            self.is_left = True  # it stays unacked and goes back at the end
+
+    def _bind(self, session: Session, queue: str, exchange: str, routing_key: str) -> bool:
+        is_bound = super()._bind(session, queue, exchange, routing_key)
+        self.is_bound = self.is_bound and is_bound
+        return is_bound
+
+    def _drop(self, session: Session, consumer: Consumer) -> None:
+        if consumer.queue == self._queue_for(RETRY) and self._retries_left is not None:
+            self._retries_left += len(consumer.unfinished)  # they come again
+        super()._drop(session, consumer)
 
     def _stop_when_done(self) -> None:
         session = self._session
-        now = time.monotonic()
-        if not session or not all(session.consumer_of(each.queue) for each in self._subscriptions):
+        now = self._clock.monotonic()
+        if not session or not all(
+            session.consumer_of(each.queue) for each in session.subscriptions
+        ):
             if now > self._settled_at + 30:
-                LOG.error("the broker, or a notification queue, was not there within 30 s")
+                LOG.error("for 30 s there was no broker, or no notification queue to consume")
                 self.stop()
             return
         settled = sum(self.counters.values())
@@ -2544,7 +2940,7 @@ class Drain(Listener):
             LOG.error("some deliveries could be neither deleted nor copied; they go back")
             self.stop()
         left = sum(len(consumer.unfinished) for consumer in session.consumers)
-        for each in self._subscriptions:
+        for each in session.subscriptions:
             left += inspect_queue(session.connection, each.queue).ready
         attempts = self.counters["deleted"] + self.counters["failed"]
         self._progress.show(attempts, left + (self._retries_left or 0))
@@ -2558,7 +2954,13 @@ class Drain(Listener):
         if self._snapshot.in_trouble:
             self.stop()
             return
-        ready = inspect_queue(session.connection, self._queue_for(RETRY)).ready
+        # a quorum queue without a leader says 0, too
+        if not all(self._is_empty(each.queue) for each in session.subscriptions):
+            return
+        retry_queue = self._queue_for(RETRY)
+        ready = inspect_queue(session.connection, retry_queue).ready
+        if ready == 0 and not self._is_empty(retry_queue):
+            return
         if self._retries_left is None or ready == 0:  # or other listeners took the rest
             self._retries_left = ready
             self._empty_looks = 0
@@ -2596,11 +2998,17 @@ def drain(config: Config, _arguments: argparse.Namespace) -> int:
     """Handle all that is queued, then end: for cron.
 
     Takes the notification queues until they are empty. Then attempts each deletion in the retry
-    queue once. The exit code is 75 if an attempt failed or something is left, else 0.
+    queue once. The exit code is 75 if an attempt failed, something is left, or an exchange is
+    missing, else 0.
     """
     listener = Drain(config)
     run_process(listener)
-    return 0 if listener.is_done and not listener.counters["failed"] else os.EX_TEMPFAIL
+    is_well = listener.is_done and listener.is_bound and not listener.is_left
+    is_well = is_well and not listener.counters["failed"]
+    if is_well:
+        with open_connection(config) as connection:  # what moved there meanwhile
+            is_well = _retries_waiting(config, connection) == 0
+    return 0 if is_well else os.EX_TEMPFAIL
 
 
 #: A line of `check`: ok, warn or fail; what was looked at; the finding and what to do about it.
@@ -2655,9 +3063,9 @@ def _gaps(sources: Iterable[Source]) -> Iterator[str]:
             "only Neutron is heard: an instance whose port was made beforehand (by Heat, "
             f"Terraform, --port) stays a member of its roles for ever; add [{NOTIFICATIONS}:nova]"
         )
+    hears_forced = any(event_type in heard for event_type in FORCED_DELETIONS.values())
     for event_type, forced in FORCED_DELETIONS.items():
-        # one of the two events for forced deletions is enough
-        if event_type in heard and not set(heard) & set(FORCED_DELETIONS.values()):
+        if event_type in heard and not hears_forced:
             yield (
                 f"{event_type} is heard and {forced} is not: an instance that is force-deleted "
                 "while its host is down stays a member of its roles for ever; let event_type "
@@ -2694,6 +3102,8 @@ def _check_broker(config: Config, connection: pika.BlockingConnection) -> Iterat
     retry_queue = config.queue + RETRY.copy_to
     dead_letter_queue = config.queue + DEAD_LETTER.copy_to
     yield from _check_queue(connection, retry_queue, by_listener, "wait for K2HR3")
+    # AMQP does not tell which policy holds for a queue
+    yield "ok", f"policy of {retry_queue}", f"not visible here; set by: {policy_command(config)}"
     hint = "need a person: see the command dead-letters"
     yield from _check_queue(connection, dead_letter_queue, by_listener, hint)
 
@@ -2715,7 +3125,7 @@ def _check_default_queue(connection: pika.BlockingConnection, queue: str) -> Ite
 def _check_queue(
     connection: pika.BlockingConnection, queue: str, missing: str, waiting: str = ""
 ) -> Iterator[Row]:
-    """Check one of our queues.
+    """Check a queue that the listener consumes or copies to.
 
     :param missing: what to say where it is missing
     :param waiting: if given, the queue should be empty, and this is what to say of its messages;
@@ -2729,15 +3139,9 @@ def _check_queue(
     if refused:
         yield "fail", what, explain(refused)
         return
-    # Declaring it as durable changes nothing, and is refused if it exists and is not durable.
-    refused = refusal(connection, lambda channel: channel.queue_declare(queue, durable=True))
-    if refused and "'durable'" in str(refused.reply_text):
-        yield (
-            "warn",
-            what,
-            "not durable, a restart of the broker loses it: stop the listener and delete the "
-            "queue; the listener makes it durable",
-        )
+    problem = unsuitable(connection, queue)
+    if problem:
+        yield "warn", what, problem
     if not waiting and consumers:
         yield "ok", what, f"{ready} ready, {consumers} consumers"
     elif not waiting:
@@ -2825,25 +3229,35 @@ SAMPLES = {
 }
 
 
+def sample_message(sample: Sample, deletion: Deletion) -> tuple[bytes, pika.BasicProperties]:
+    """Return body and properties of a notification as a service publishes it."""
+    message = {
+        "message_id": str(uuid.uuid4()),
+        "publisher_id": sample.publisher_id,
+        "event_type": sample.event_type,
+        "priority": "INFO",
+        "payload": sample.payload(deletion.cuk, list(deletion.ips)),
+        "timestamp": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime()),
+    }
+    properties = pika.BasicProperties(
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_mode=2,
+        timestamp=int(time.time()),
+    )
+    body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()
+    return body, properties
+
+
 def emit(config: Config, arguments: argparse.Namespace) -> int:
     """Publish a sample deletion as a service would. Creates no exchange or queue.
 
     The instance is random by default. A real one would be deleted from its roles.
     """
     sample = SAMPLES[arguments.pattern]
-    deletion = Deletion(arguments.instance or str(uuid.uuid4()), tuple(arguments.ip))
-    message = {
-        "message_id": str(uuid.uuid4()),
-        "publisher_id": sample.publisher_id,
-        "event_type": sample.event_type,
-        "priority": "INFO",
-        "payload": sample.payload(deletion.cuk, arguments.ip or ["192.0.2.1"]),
-        "timestamp": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime()),
-    }
-    properties = pika.BasicProperties(
-        content_type="application/json", content_encoding="utf-8", delivery_mode=2
-    )
-    body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()
+    ips = tuple(arguments.ip) or ("192.0.2.1",)
+    deletion = Deletion(arguments.instance or str(uuid.uuid4()), ips)
+    body, properties = sample_message(sample, deletion)
     notification = decode(body, properties)
     source = next((each for each in config.sources if accepts(each, notification)), None)
     if source is None:
@@ -2861,10 +3275,13 @@ def emit(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
-    """List the dead letters, with reason and age.
+    """List the dead letters, with reason and age. Each one moves to the end of its queue.
 
-    --replay moves each back to the queue that it came from. Look at the ages first: by now the
-    instance may have the same address again. --drop discards them.
+    A queue with a delivery limit would drop letters that are only read and given back.
+
+    --replay moves each back to the queue that it came from, if that is one of ours. Letters whose
+    deletion is done stay: a person has to look at the roles. Look at the ages first: by now the
+    instance may have the same address again. --drop discards all letters.
     """
     if arguments.replay and arguments.drop:
         raise UsageError("dead-letters: either --replay or --drop")
@@ -2879,41 +3296,57 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
             method, properties, body = cast(Any, channel.basic_get(queue))
             if method is None:
                 break
+            headers: Any = properties.headers or {}
+            # what is done already needs a person, not another attempt
+            is_replayed = arguments.replay and headers.get("x-k2hr3-doubt") != "done"
             problem = ""
-            if arguments.replay:
-                problem = _replay(config, channel, properties, body)
-                failed += bool(problem)
-                progress.show(number + 1, count - number - 1)
-            if arguments.drop or (arguments.replay and not problem):
+            if not arguments.drop:
+                to = origin(config, Endpoint(), properties) if is_replayed else queue
+                problem = _copy_letter(channel, to, properties, body, keep=not is_replayed)
+            failed += bool(problem)
+            if not problem:
                 channel.basic_ack(method.delivery_tag)
-            print(_dead_letter_line(config, properties) + problem, flush=True)
+            print(_dead_letter_line(properties) + problem, flush=True)
+            progress.show(number + 1, count - number - 1)
     return int(failed > 0)
 
 
-def _origin(config: Config, properties: pika.BasicProperties) -> str:
-    return str((properties.headers or {}).get("x-k2hr3-queue", config.queue))
-
-
-def _replay(
-    config: Config, channel: BlockingChannel, properties: pika.BasicProperties, body: bytes
+def _copy_letter(
+    channel: BlockingChannel, queue: str, properties: pika.BasicProperties, body: bytes, keep: bool
 ) -> str:
-    """Copy a dead letter to where it came from; return why that failed, or an empty text."""
-    queue = _origin(config, properties)
-    copied = copied_properties(properties, {"x-k2hr3-queue": queue})
+    """Copy a dead letter to a queue; return why that failed, or an empty text.
+
+    :param keep: keep our headers, since it stays a dead letter
+    """
+    ours = _our_headers(properties) if keep else {"x-k2hr3-queue": queue}
     try:
+        copied = copied_properties(properties, ours)
         channel.basic_publish("", queue, body, copied, mandatory=True)
     except (amqp.UnroutableError, amqp.NackError) as error:
         return f" not moved: {explain(error)}"
     return ""
 
 
-def _dead_letter_line(config: Config, properties: pika.BasicProperties) -> str:
+def _our_headers(properties: pika.BasicProperties) -> dict[str, Any]:
+    """Return our headers of a dead letter, bounded: a stranger may have written them."""
     headers: Any = properties.headers or {}
-    since = number_header(properties, "x-k2hr3-first-failure") or properties.timestamp
+    ours: dict[str, Any] = {}
+    for name in ("x-k2hr3-attempts", "x-k2hr3-first-failure", "x-k2hr3-last-failure"):
+        if name in headers:
+            ours[name] = int(number_header(properties, name))
+    for name in ("x-k2hr3-queue", "x-k2hr3-reason", "x-k2hr3-doubt"):
+        if name in headers:
+            ours[name] = printable(str(headers[name]))
+    return ours
+
+
+def _dead_letter_line(properties: pika.BasicProperties) -> str:
+    ours = _our_headers(properties)
+    since = ours.get("x-k2hr3-first-failure") or properties.timestamp
     age = f"{(time.time() - since) / 3600:.1f} h" if since else "unknown"
     return (
-        f"age={age} queue={_origin(config, properties)} "
-        f"attempts={headers.get('x-k2hr3-attempts', 0)} reason={headers.get('x-k2hr3-reason', '')}"
+        f"age={age} queue={ours.get('x-k2hr3-queue', '')} "
+        f"attempts={ours.get('x-k2hr3-attempts', 0)} reason={ours.get('x-k2hr3-reason', '')}"
     )
 
 
@@ -2923,6 +3356,9 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
     Deletes one instance. With -, reads one per line from standard input: its UUID, followed by
     addresses if only these are meant. Unknown instances are harmless. Prints the lines that
     failed, so that they can be fed in again.
+
+    With --queue it does not call the Role API: it puts each deletion into the retry queue, and the
+    listener makes it. While more than 100 wait there, it does nothing; the exit code is 75 then.
     """
     if arguments.instance != "-":
         # checked here: in a line an empty address would vanish, and all of the instance be deleted
@@ -2934,35 +3370,78 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
         for stream in (sys.stdin, sys.stdout):  # bytes that are not UTF-8 are printed unchanged
             cast(Any, stream).reconfigure(errors="surrogateescape")
         lines = [line.strip() for line in sys.stdin if line.strip()]
-    api = RoleApi(config.k2hr3)
-    breaker = Breaker(config.k2hr3.retry_interval_seconds)
-    failed = []
     left = deque(lines)
-    progress = Progress()
-    while left and not breaker.open:
-        try:
-            cuk, *ips = left[0].split()
-            _delete(api, breaker, config.k2hr3.max_retries, Deletion(cuk, tuple(ips)))
-        except (MalformedNotification, RoleApiError) as error:
-            print(f"k2hr3_osnl: {left[0]}: {error}", file=sys.stderr)
-            failed.append(left[0])
-        except KeyboardInterrupt:
-            break
-        left.popleft()
-        progress.show(len(lines) - len(left), len(left))
+    failed: list[str] = []
+    if arguments.queue:
+        with open_connection(config) as connection:
+            if _retries_waiting(config, connection) > 100:
+                print("k2hr3_osnl: more than 100 deletions wait already", file=sys.stderr)
+                return os.EX_TEMPFAIL
+            channel = connection.channel()
+            channel.confirm_delivery()
+            _make_each(left, failed, partial(_queue_deletion, config, channel))
+    else:
+        api = RoleApi(config.k2hr3)
+        breaker = Breaker(config.k2hr3.retry_interval_seconds)
+        make = partial(_delete, api, breaker, config.k2hr3.max_retries)
+        _make_each(left, failed, make, lambda: breaker.open)
+    if arguments.queue:
+        LOG.info(f"{len(lines) - len(left) - len(failed)} queued")
     failed += left
     print("".join(f"{line}\n" for line in failed), end="")
     return int(bool(failed))
 
 
-def _delete(api: RoleApi, breaker: Breaker, retries: int, deletion: Deletion) -> None:
-    """Attempt a deletion until it succeeds. While K2HR3 is in trouble, send probes instead.
+def _make_each(
+    left: Deque[str],
+    failed: list[str],
+    make: Callable[[Deletion], None],
+    gives_up: Callable[[], bool] = lambda: False,
+) -> None:
+    """Make the deletions of lines one by one, and move those that fail from `left` to `failed`."""
+    progress = Progress()
+    done = 0
+    with contextlib.suppress(KeyboardInterrupt):
+        while left and not gives_up():
+            try:
+                cuk, *ips = left[0].split()
+                make(Deletion(cuk, tuple(ips)))
+            except (MalformedNotification, RoleApiError, amqp.AMQPError) as error:
+                print(f"k2hr3_osnl: {printable(left[0])}: {explain(error)}", file=sys.stderr)
+                failed.append(left[0])
+            left.popleft()
+            done += 1
+            progress.show(done, len(left))
 
-    :raises RoleApiError: the last error, after so many retries
+
+def _retries_waiting(config: Config, connection: pika.BlockingConnection) -> int:
+    """Return how many deletions are ready in the retry queue.
+
+    :raises amqp.ChannelClosedByBroker: it does not exist: no listener has run yet
+    """
+    state = inspect_queue(connection, config.queue + RETRY.copy_to)
+    if state.refused:
+        raise state.refused
+    return state.ready
+
+
+def _queue_deletion(config: Config, channel: BlockingChannel, deletion: Deletion) -> None:
+    """Put a deletion into the retry queue, as a notification that any listener can read."""
+    sample = SAMPLES["neutron" if deletion.ips else "nova"]
+    body, properties = sample_message(sample, deletion)
+    queue = config.queue + RETRY.copy_to
+    properties.headers = {"x-k2hr3-queue": queue, "x-k2hr3-reason": "by the command delete"}
+    channel.basic_publish("", queue, body, properties, mandatory=True)
+
+
+def _delete(api: RoleApi, breaker: Breaker, retries: int, deletion: Deletion) -> None:
+    """Attempt a deletion until it succeeds or no retries are left. In trouble, probe first.
+
+    :raises RoleApiError: the last error, when no retry is left or none can help
     """
     for number in range(retries + 1):
         error = None
-        if breaker.is_in_doubt:
+        if breaker.needs_probe:
             time.sleep(breaker.seconds_to_probe(time.monotonic()))
             error = try_delete(api, Probe().deletion)
             breaker.probed(error, time.monotonic())
@@ -3009,7 +3488,10 @@ COMMANDS = {
         emit,
         "k2hr3_osnl.py emit neutron --ip 192.0.2.7",
         {
-            "pattern": {"choices": SAMPLES, "help": "as whom: " + ", ".join(SAMPLES)},
+            "pattern": {
+                "choices": SAMPLES,
+                "help": "the service to imitate: " + ", ".join(SAMPLES),
+            },
             "--instance": {"help": "its UUID; random by default"},
             "--ip": {"action": "append", "default": [], "help": "an address of the port"},
         },
@@ -3024,8 +3506,9 @@ COMMANDS = {
     ),
     "delete": Command(
         delete,
-        "openstack server list --deleted --all-projects -f value -c ID | k2hr3_osnl.py delete -",
+        "k2hr3-osnl-catch-up --since 3h | k2hr3_osnl.py delete --queue -",
         {
+            "--queue": {"action": "store_true", "help": "let the listener make the deletions"},
             "instance": {"metavar": "UUID", "help": "the instance, or - for standard input"},
             "ip": {
                 "nargs": "*",

@@ -529,6 +529,11 @@ class Broker:
         body = {"pattern": pattern, "definition": dict(definition)}
         self._request("PUT", f"/policies/{_path(vhost, name)}", body)
 
+    def delete_policies(self, vhost: str = "/") -> None:
+        """Delete all policies."""
+        for each in self._request("GET", f"/policies/{_path(vhost)}"):
+            self._request("DELETE", f"/policies/{_path(vhost, each['name'])}")
+
     # By AMQP
 
     def amqp(self, vhost: str = "/") -> pika.BlockingConnection:

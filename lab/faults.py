@@ -17,6 +17,7 @@ import contextlib
 import json
 import random
 import re
+import shlex
 import signal
 import ssl
 import subprocess
@@ -31,8 +32,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
+import pika
 import psutil
 
+import k2hr3_osnl
 from lab import wait_until
 from lab.broker import Broker, Depth
 from lab.certificates import Pair
@@ -53,8 +56,20 @@ from lab.faults_stage import (
 )
 from lab.listener import PROGRAM, ListenerProcess
 from lab.notifier import Notifier, noise
+from lab.odd import ODD_HEADERS
 from lab.proxy import Proxy
-from lab.role_api import Blocked, CloseKeptAlive, Drip, Fault, Hang, Reset, RoleApi, Slow, Status
+from lab.role_api import (
+    Blocked,
+    CloseKeptAlive,
+    Drip,
+    Fault,
+    Hang,
+    Kept,
+    Reset,
+    RoleApi,
+    Slow,
+    Status,
+)
 
 #: An interpreter that has k2hr3-osnl 1.0.8; made by the Makefile.
 PREDECESSOR = PROGRAM.parent / ".venv-predecessor" / "bin" / "python"
@@ -65,6 +80,7 @@ COLUMNS = (
     "deleted",
     "left in the retry queue",
     "dead-lettered",
+    "missing, and told of",
     "lost",
     "deleted more than once",
     "requests to the API while it was down",
@@ -307,6 +323,69 @@ for name, fault, what in STORE_DOWN:
     )(partial(store_down, fault, True))
 
 
+@row("Role API takes 15 s each (time-out 20), deletions come all the while", parts="alone")
+def api_slow(stage: Stage) -> None:
+    each, hold = stage.pick((1.5, 3.0), (15.0, 30.0))
+    stage.listen(
+        stage.settings(timeout_seconds=20), change=f"k2hr3_osnl.Listener.hold_seconds = {hold}"
+    )
+    stage.api.fault = Slow(each)
+    stage.down()
+    load = Load(stage, stage.count, stage.count / (3 * hold))
+    longest, empty_at = 0.0, time.monotonic()
+    load.start()
+    while load.is_alive() or stage.depth(stage.pool).total:
+        if stage.depth(stage.pool).ready + stage.depth(stage.pool).unacked == 0:
+            empty_at = time.monotonic()
+        longest = max(longest, time.monotonic() - empty_at)
+        pause(0.1)
+    # the last one to come may have to wait for as long as all the others
+    last = time.monotonic() - max(stage.published.values())
+    stage.see(f"the queue was empty {last:.1f} s after the last one came")
+    stage.must("within timeout_seconds and hold_seconds", last < 20 + hold)
+    stage.see(f"{stage.depth(stage.retry).total} waited", stage.depth(stage.retry).total)
+    stage.api.fault = None
+    stage.repaired()
+
+
+def kept_members(kept: Kept, seconds: float, stage: Stage) -> None:
+    """Store operations time out: members stay, and a letter for each says so."""
+    listener = stage.listen(change=f"k2hr3_osnl.DOUBTFUL_SECONDS = {seconds}")
+    stage.publish(5)
+    stage.wait_until_deleted()
+    stage.api.fault = kept
+    stage.down()
+    in_doubt = 15
+    stage.publish(in_doubt)
+    wait_until(lambda: len(stage.api.kept()) == in_doubt, 60, "members without an index")
+    stage.api.fault = None
+    stage.repaired()
+    stage.publish()
+    stage.dead_letters = in_doubt
+    stage.settle()
+    wait_until(lambda: stage.depth(stage.dead).total == in_doubt, 60, "a letter for each")
+    letters = stage.broker.messages(stage.dead)
+    stage.must(
+        "each letter is of a member that was kept",
+        all(any(cuk.encode() in each.body for cuk in stage.api.kept()) for each in letters),
+    )
+    stage.see(f"{len(stage.api.members())} members left", stage.api.members())
+    stage.must("no other is left", stage.api.members().keys() == stage.api.kept())
+    command(stage, listener, "dead-letters", "--replay")
+    stage.must("a replay leaves them", stage.depth(stage.dead).total == in_doubt)
+
+
+KEPT: tuple[tuple[str, Kept, float, str], ...] = (
+    ("403", Kept(403), 8, "answers 403, then 204"),
+    ("reset", Kept(None), 8, "resets the connection, then answers 204"),
+    ("slow", Kept(204, seconds=0.5), 0.4, "answers 204 after 8 s (here 0.5 s)"),
+)
+for name, kept, seconds, what in KEPT:
+    row(f"Role API keeps the member of 15 and {what}", f"kept-{name}")(
+        partial(kept_members, kept, seconds)
+    )
+
+
 # --- 3. The broker -----------------------------------------------------------------------------
 
 
@@ -464,7 +543,7 @@ def consumer_timeout(stage: Stage) -> None:
     try:
         sections = stage.settings(timeout_seconds=2 * once)
         sections["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = True  # 4.3: for these only
-        listener = stage.listen(sections, hold=hold)
+        listener = stage.listen(sections, change=f"k2hr3_osnl.Listener.hold_seconds = {hold}")
         stage.api.fault = Slow(usual)
         stage.publish()
         wait_until(lambda: stage.done >= 3, 10 * usual, "the first slow ones")
@@ -528,7 +607,203 @@ def closed_connections(stage: Stage) -> None:
     stage.publish()
 
 
-# --- 4. A cluster ------------------------------------------------------------------------------
+# --- 4. Policies of the broker, and what else its queues may have --------------------------------
+
+#: The pattern of openstack-helm's and kolla-ansible's policies: every queue.
+EVERY_QUEUE = r"^(?!(amq\.)|(.*_fanout_)|(reply_)).*"
+#: A listener that looks for missing retries more often than each 30 s.
+OFTEN = """
+import time
+set_up = k2hr3_osnl.Listener._set_up
+def set_up_often(listener, session):
+    set_up(listener, session)
+    session.next_set_up = min(session.next_set_up, time.monotonic() + 5)
+k2hr3_osnl.Listener._set_up = set_up_often
+"""
+
+
+def their_policy(stage: Stage, **definition: object) -> None:
+    """A policy of others: names as RabbitMQ has them, with "_" for "-"."""
+    stage.broker.policy(
+        "theirs", EVERY_QUEUE, {name.replace("_", "-"): value for name, value in definition.items()}
+    )
+
+
+def our_policy(stage: Stage) -> None:
+    """What a listener says is to be done against policies of others."""
+    config = k2hr3_osnl.Config(sources=(k2hr3_osnl.Source(pool=stage.pool),))
+    program, *arguments = shlex.split(k2hr3_osnl.policy_command(config))
+    assert program == "rabbitmqctl"
+    stage.broker.ctl(*arguments)
+
+
+def outage_under_policy(stage: Stage, seconds: float) -> ListenerProcess:
+    """Deletions come while the API is down, the most of them after a look, and wait for so long."""
+    listener = stage.listen(change=OFTEN if stage.quick else "")
+    stage.api.fault = Status(503)
+    stage.down()
+    stage.publish(5)
+    listener.wait_for_log("K2HR3 is in trouble", 20)
+    stage.wait_until_consumed()
+    pause(stage.pick(6, 31))  # until a look when nothing is being copied, which nobody logs
+    stage.publish()
+    stage.wait_until_consumed()
+    pause(seconds)
+    return listener
+
+
+def back_from_policy(stage: Stage) -> None:
+    stage.api.fault = None
+    stage.repaired()
+
+
+@row("policy of others: message-ttl, API down for longer", parts="alone")
+def policy_ttl(stage: Stage) -> None:
+    ttl = stage.pick(12, 70)
+    their_policy(stage, message_ttl=1000 * ttl)
+    began = time.monotonic()
+    listener = outage_under_policy(stage, 0)
+    listener.wait_for_log("deletions left .* set_policy", ttl + 60)
+    after = time.monotonic() - began - ttl
+    wait_until(lambda: stage.told >= stage.count, 60, "all to be told of")
+    stage.see(f"first told of {after:.0f} s after the TTL", after < 60)
+    back_from_policy(stage)
+
+
+@row("policy of others: max-length with drop-head, API down", parts="alone")
+def policy_max_length(stage: Stage) -> None:
+    their_policy(stage, **{"max_length": 10})
+    listener = outage_under_policy(stage, 0)
+    began = time.monotonic()
+    listener.wait_for_log("deletions left .* set_policy", 60)
+    stage.see(f"told of after {time.monotonic() - began:.0f} s, {stage.depth(stage.retry)}")
+    back_from_policy(stage)
+
+
+@row("policy of others: message-ttl and dead-letter-exchange, API down for longer", parts="alone")
+def policy_moved_away(stage: Stage) -> None:
+    with contextlib.closing(stage.broker.amqp()) as connection:
+        connection.channel().queue_declare("theirs", durable=True)
+    ttl = stage.pick(12, 70)
+    their_policy(
+        stage, message_ttl=1000 * ttl, dead_letter_exchange="", dead_letter_routing_key="elsewhere"
+    )
+    outage_under_policy(stage, ttl)
+    wait_until(lambda: stage.told >= stage.count, 90, "all to be told of")
+    stage.see("nothing was left in the retry queue", not stage.depth(stage.retry).total)
+    back_from_policy(stage)
+
+
+@row("policy of others: expires, API down for longer, the listener looks more often", parts="alone")
+def policy_expires(stage: Stage) -> None:
+    expires = stage.pick(8, 60)
+    their_policy(stage, expires=1000 * expires)
+    outage_under_policy(stage, 2 * expires)
+    stage.see(f"the queues were there after {2 * expires} s", stage.depth(stage.retry).total)
+    back_from_policy(stage)
+
+
+@row(
+    "policy of others: all of these, API down and listener stopped for longer, and ours above it",
+    parts="alone",
+)
+def policy_ours(stage: Stage) -> None:
+    ttl = stage.pick(8, 70)
+    their_policy(
+        stage,
+        message_ttl=1000 * ttl,
+        expires=1000 * ttl,
+        max_length=10,
+        delivery_limit=5,
+        dead_letter_exchange="",
+        dead_letter_routing_key="elsewhere",
+    )
+    our_policy(stage)
+    listener = outage_under_policy(stage, ttl)
+    stage.broker.publish(b"malformed", stage.exchange, KEY)
+    stage.dead_letters = 1
+    wait_until(lambda: stage.depth(stage.dead).total == 1, 10, "a dead letter")
+    stage.stop(listener)
+    pause(2 * ttl)
+    waiting = stage.depth(stage.retry).total
+    stage.see(f"{waiting} waited after {3 * ttl} s", waiting == stage.count)
+    stage.see("and a dead letter", stage.depth(stage.dead).total == 1)
+    stage.api.fault = None
+    stage.repaired()
+    listener.start()
+
+
+@row(
+    "policy of others: delivery-limit 5 on quorum queues, twelve reconnects with retries held",
+    parts="alone",
+)
+def policy_delivery_limit(stage: Stage) -> None:
+    their_policy(stage, delivery_limit=5)
+    sections = stage.settings(retry_interval_seconds=600, concurrency=10)
+    sections["oslo_messaging_rabbit"].update(rabbit_quorum_queue=True, rabbit_retry_backoff=0)
+    listener = stage.listen(sections)
+    stage.api.refused_cuks = {str(uuid.uuid4()) for _ in range(10)}
+    for cuk in stage.api.refused_cuks:  # held from the retry queue all the while
+        stage.broker.publish(
+            stage.lab.body(cuk),
+            "",
+            stage.retry,
+            pika.BasicProperties(
+                delivery_mode=2,
+                headers={"x-k2hr3-attempts": 20, "x-k2hr3-last-failure": int(time.time())},
+            ),
+        )
+        stage.published[cuk] = time.monotonic()
+    for number in range(1, 13):
+        wait_until(lambda: stage.depth(stage.retry).unacked == 10, 30, "ten retries held")
+        stage.publish((stage.count - 10) // 12)
+        close_connections_of(stage, listener)
+        listener.wait_for_log("CONNECTION_FORCED", 20, number)
+        listener.wait_for_log("connected to the broker", 60, number + 1)
+    stage.see(f"12 × CONNECTION_FORCED, {len(stage.broker.messages(stage.retry))} ready")
+    stage.stop(listener)
+    stage.api.refused_cuks = set()
+    stage.repaired()
+    stage.publish()
+    stage.listen(stage.settings(retry_interval_seconds=1))  # due now
+
+
+@row(
+    "dead letters listed 30 times on a quorum queue with x-delivery-limit 5, then replayed",
+    parts="alone",
+)
+def letters_listed(stage: Stage) -> None:
+    with contextlib.closing(stage.broker.amqp()) as connection:
+        connection.channel().queue_declare(
+            stage.dead, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 5}
+        )
+    listener = stage.listen()
+    stage.api.fault = Status(431)
+    stage.publish(stage.pick(20, 200))
+    stage.wait_until_consumed()
+    for _ in range(30):
+        printed = command(stage, listener, "dead-letters")
+    stage.see(f"{len(printed.splitlines())} letters at the thirtieth time")
+    stage.api.fault = None
+    stage.repaired()
+    command(stage, listener, "dead-letters", "--replay")
+    stage.publish()
+
+
+def command(stage: Stage, listener: ListenerProcess, *arguments: str) -> str:
+    """Run a command with a listener's settings; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "-c", str(listener.settings), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    stage.must(f"{arguments} ends with 0: {done.stderr[-300:]}", done.returncode == 0)
+    return done.stdout
+
+
+# --- 5. A cluster ------------------------------------------------------------------------------
 
 
 def two_listeners(stage: Stage) -> tuple[ListenerProcess, ListenerProcess]:
@@ -619,7 +894,7 @@ def one_refused(stage: Stage) -> None:
     stage.must("no deletion waits longer than a minute", max(waited.values()) < 60)
 
 
-# --- 5. The network ----------------------------------------------------------------------------
+# --- 6. The network ----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -682,7 +957,7 @@ def network_cut_in_frame(stage: Stage) -> None:
         stage.repaired()
 
 
-# --- 6. The listener ---------------------------------------------------------------------------
+# --- 7. The listener ---------------------------------------------------------------------------
 
 
 @row("listener killed (kill -9) ten times, under load")
@@ -785,7 +1060,7 @@ def disk_full(stage: Stage) -> None:
     )
 
 
-# --- 7. Poison ---------------------------------------------------------------------------------
+# --- 8. Poison ---------------------------------------------------------------------------------
 
 
 def good_ones(stage: Stage, share: float) -> float:
@@ -826,18 +1101,33 @@ def poison(stage: Stage) -> None:
     stage.see(f"{stage.dead_letters} malformed and {len(refused)} refused became dead letters")
     stage.api.refused_cuks = set()
     stage.repaired()
-    replay = subprocess.run(
-        [sys.executable, str(PROGRAM), "-c", str(listener.settings), "dead-letters", "--replay"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    stage.must(f"dead-letters --replay ends with 0: {replay.stderr[-300:]}", replay.returncode == 0)
+    command(stage, listener, "dead-letters", "--replay")
     wait_until(lambda: refused <= stage.api.deleted, 60, "the replayed ones")
 
 
-# --- 8. A day ----------------------------------------------------------------------------------
+@row("headers that pika can't read or write, or that fill a frame, among good ones", parts="alone")
+def odd_headers(stage: Stage) -> None:
+    listener = stage.listen()
+    share = stage.count // 20
+    for properties in ODD_HEADERS.values():
+        for fault in (Status(400), None):  # failing and good, and good ones after each
+            stage.api.fault = fault
+            odd = Load(stage, share // 4)
+            odd.properties = properties
+            odd.run()
+            stage.wait_until_consumed()
+            stage.api.fault = None
+            stage.publish(share)
+            stage.wait_until_deleted()
+        stage.broker.publish(b"malformed", stage.exchange, KEY, properties)
+        stage.dead_letters += 1
+    stage.repaired()
+    stage.publish()
+    stage.see(f"{', '.join(ODD_HEADERS)}")
+    stage.must("one connection", len(re.findall("connected to the broker", listener.log)) == 1)
+
+
+# --- 9. A day ----------------------------------------------------------------------------------
 
 
 @row(
@@ -874,7 +1164,7 @@ def day(stage: Stage) -> None:
     stage.repaired()
 
 
-# --- 9. Rubbish --------------------------------------------------------------------------------
+# --- 10. Rubbish --------------------------------------------------------------------------------
 
 
 #: The events of all services that the row with rubbish hears.
@@ -946,6 +1236,7 @@ def rubbish(stage: Stage) -> None:
         deleted,
         0,
         stage.depth(stage.dead).total,
+        0,
         missing.total(),
         sum(times > 1 for times in sent.values()),
     )
@@ -1001,7 +1292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lab = Lab(options.quick, options.logs)
     with lab.stack:
         results: dict[str, concurrent.futures.Future[Result]] = {}
-        print(line(COLUMNS), line(["---", *["--:"] * 8, "---"]), sep="\n", flush=True)
+        print(line(COLUMNS), line(["---", *["--:"] * 9, "---"]), sep="\n", flush=True)
         assert lab.corpus  # the broker is there before rows share it
         with concurrent.futures.ThreadPoolExecutor(3) as beside:
             for row in rows:

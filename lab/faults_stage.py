@@ -146,7 +146,8 @@ class Tally(NamedTuple):
     deleted: int
     left: int  # in the retry queue
     dead_lettered: int
-    lost: int
+    told: int  # missing, and told of by an ERROR
+    lost: int  # missing, and not told of
     twice: int  # deleted more than once
 
 
@@ -202,18 +203,15 @@ class Stage:
         made["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = self.row.parts == "cluster"
         return made
 
-    def listen(self, sections: Any = None, hold: float = 0, **options: Any) -> ListenerProcess:
+    def listen(self, sections: Any = None, change: str = "", **options: Any) -> ListenerProcess:
         """Start a listener and wait until its queue is bound.
 
         Args:
             sections: its settings; by default the stage's own.
-            hold: another `Listener.hold_seconds`.
+            change: statements that change the module `k2hr3_osnl` before it runs.
         """
-        if hold:
-            options["driver"] = (
-                "import sys, k2hr3_osnl; k2hr3_osnl.Listener.hold_seconds = "
-                f"{hold}; sys.exit(k2hr3_osnl.main())"
-            )
+        if change:
+            options["driver"] = f"import sys, k2hr3_osnl\n{change}\nsys.exit(k2hr3_osnl.main())"
         listener = self.stack.enter_context(ListenerProcess(sections or self.settings(), **options))
         self.listeners.append(listener)
         wait_until(lambda: self.broker.bindings(self.pool), 30, f"{self.pool} to be bound")
@@ -237,6 +235,12 @@ class Stage:
             load.join()
         if load.error:
             raise load.error
+
+    @property
+    def told(self) -> int:
+        """How many deletions the listeners have said to be missing from the retry queue."""
+        logs = "".join(listener.log for listener in self.listeners)
+        return sum(map(int, re.findall(r" ERROR (\d+) deletions left ", logs)))
 
     @property
     def deleted(self) -> set[str]:
@@ -305,7 +309,7 @@ class Stage:
         def settled() -> bool:
             depths = self.queues()
             return (
-                len(self.published) - self.done <= depths[self.dead].total
+                len(self.published) - self.done - self.told <= depths[self.dead].total
                 and depths[self.pool].total == depths[self.retry].total == 0
             )
 
@@ -321,27 +325,38 @@ class Stage:
         bodies = [message.body for queue in queues for message in self.broker.messages(queue)]
         return {cuk for cuk in self.published if any(cuk.encode() in body for body in bodies)}
 
+    def doubts(self, tally: Tally) -> int:
+        """The dead letters about deletions that are done, beyond those that the row expects."""
+        if tally.dead_lettered <= self.dead_letters:
+            return 0
+        headers = [message.properties.headers or {} for message in self.broker.messages(self.dead)]
+        return sum(each.get("x-k2hr3-doubt") == "done" for each in headers)
+
     def judge(self) -> list[str]:
         """Return what falls short; called when the listeners have ended."""
         problems = []
         if self.tally is None:
             depths = self.queues()
             missing = self.published.keys() - self.deleted
+            gone = len(missing - self.in_queues()) if missing else 0
             self.tally = tally = Tally(
                 len(self.published),
                 self.done,
                 depths.get(self.retry, Depth(0, 0)).total,
                 depths.get(self.dead, Depth(0, 0)).total,
-                len(missing - self.in_queues()) if missing else 0,
+                self.told,
+                max(0, gone - self.told),
                 sum(sum(api.deletions[cuk] for api in self.apis) > 1 for cuk in self.published),
             )
             if not self.row.judged:
                 return []
             if tally.lost:
                 problems.append(f"{tally.lost} lost")
+            if tally.told > gone:
+                problems.append(f"{tally.told} told to be missing, but {gone} are")
             if tally.left:
                 problems.append(f"{tally.left} left in the retry queue")
-            if tally.dead_lettered != self.dead_letters:
+            if tally.dead_lettered - self.doubts(tally) != self.dead_letters:
                 problems.append(f"{tally.dead_lettered} dead letters, not {self.dead_letters}")
             if tally.published < self.count:
                 problems.append(f"{tally.published} published, not {self.count}")
@@ -357,6 +372,7 @@ class Stage:
         """End what is left of it, and remove its queues and its exchange."""
         self.stack.close()
         with contextlib.suppress(Exception):
+            self.broker.delete_policies()
             for queue in self.queues().keys() & {self.pool, self.retry, self.dead}:
                 self.broker.delete_queue(queue)
             self.broker.delete_exchange(self.exchange)
@@ -377,6 +393,9 @@ class Load(threading.Thread):
         self.stage, self.count, self.rate = stage, count, rate
         self.running = threading.Lock()  # hold it to have a break
         self.bodies: Callable[[str], Iterable[bytes]] = lambda cuk: [stage.lab.body(cuk)]
+        self.properties = pika.BasicProperties(
+            content_type="application/json", delivery_mode=2, content_encoding="utf-8"
+        )
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -389,9 +408,6 @@ class Load(threading.Thread):
 
     def _publish(self) -> None:
         connection: Any = None
-        properties = pika.BasicProperties(
-            content_type="application/json", delivery_mode=2, content_encoding="utf-8"
-        )
         published, cuk, deadline = 0, str(uuid.uuid4()), time.monotonic() + 900
         due = time.monotonic()
         while published < self.count:
@@ -405,7 +421,7 @@ class Load(threading.Thread):
                 with self.running:
                     self.stage.api.register(cuk, ADDRESS)
                     for body in self.bodies(cuk):
-                        channel.basic_publish(self.stage.exchange, KEY, body, properties, True)
+                        channel.basic_publish(self.stage.exchange, KEY, body, self.properties, True)
                     self.stage.published[cuk] = time.monotonic()
                 published, cuk = published + 1, str(uuid.uuid4())
             except (amqp.AMQPError, OSError, StopIteration) as error:
@@ -506,7 +522,7 @@ def play(lab: Lab, row: Row) -> Result:
         file=sys.stderr,
         flush=True,
     )
-    tally = stage.tally or Tally(len(stage.published), stage.done, 0, 0, 0, 0)
+    tally = stage.tally or Tally(len(stage.published), stage.done, 0, 0, 0, 0, 0)
     return Result(
         (
             row.fault,

@@ -47,11 +47,13 @@ TOOLS = (
 OLDEST = ("pika==1.2.0", "urllib3==1.26.5")
 NEWEST = ("pika", "urllib3")
 
-#: All three deletions, a retry, a dead letter, TLS to both sides, the end.
+#: All three deletions, a retry, a dead letter, headers that pika can't read, TLS to both sides, the
+#: end.
 SMOKE = (
     "test_every_deletion_from_every_driver_is_made",
     "test_an_attempt_that_fails_moves_the_deletion_to_the_retry_queue",
     "test_a_malformed_notification_becomes_a_dead_letter_with_a_reason",
+    "test_one_odd_message_stops_no_other",
     "test_deletions_arrive_over_tls",
     "test_tls_to_the_role_api",
     "test_stops_in_the_middle_of_a_load",

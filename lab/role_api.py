@@ -95,7 +95,48 @@ class Blocked:
     status: int = 400
 
 
-Fault = Union[Status, Hang, Reset, Drip, Slow, CloseKeptAlive, Blocked]
+@dataclass(frozen=True)
+class Kept:
+    """A store operation times out: the index of a cuk goes, and its members stay.
+
+    Its first DELETE is answered so; every later one is answered 204, also without this fault, and
+    removes nothing. A cuk without members is answered as ever.
+
+    Args:
+        status: of the first answer; None for a reset.
+        seconds: that the first answer takes.
+    """
+
+    status: int | None = 403
+    seconds: float = 0
+
+
+@dataclass(frozen=True)
+class Interim:
+    """Do the work, answer 1xx at once, and finally `status` so many seconds later."""
+
+    interim: int
+    seconds: float = 0
+    status: int = 204
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Do the work, and answer it with this status, these headers and this body.
+
+    Args:
+        missing: bytes that are announced and not sent: the connection is closed instead.
+        endless: the body goes on until the client closes the connection.
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    missing: int = 0
+    endless: bool = False
+
+
+Fault = Union[Status, Hang, Reset, Drip, Slow, CloseKeptAlive, Blocked, Kept, Interim, Odd]
 
 
 # Requests
@@ -163,7 +204,7 @@ def response(status: int, headers: Mapping[str, str], body: bytes, close: bool) 
     """Return the bytes of an HTTP/1.1 response as Node.js writes it."""
     lines = [f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    if status != 204:
+    if status >= 200 and status != 204 and "Transfer-Encoding" not in headers:
         lines.append(f"Content-Length: {len(body)}")
     lines += ["Connection: close"] if close else ["Connection: keep-alive", "Keep-Alive: timeout=5"]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -205,7 +246,7 @@ class RoleApi(Server):
         self.refused_status = 400
         #: One record for each request received, in that order.
         self.requests: list[Request] = []
-        #: How often each cuk was answered 204, to a client that was there to read it.
+        #: How often each cuk was answered 2xx, to a client that was there to read it.
         self.deletions: Counter[str] = Counter()
         #: Requests received and neither answered nor given up by their client: now, at most.
         self.under_way = 0
@@ -213,6 +254,7 @@ class RoleApi(Server):
         self._on_end = on_end
         self._fault: Fault | None = None
         self._members: dict[str, set[str]] = {}
+        self._unindexed: set[str] = set()  # cuks whose members no DELETE finds
         self._members_lock = threading.Lock()
         self._line: deque[_Job] = deque()
         self._in_work: set[_Job] = set()
@@ -236,18 +278,23 @@ class RoleApi(Server):
 
     @property
     def deleted(self) -> set[str]:
-        """The cuks that were answered 204, to a client that was there to read it."""
+        """The cuks that were answered 2xx, to a client that was there to read it."""
         return set(self.deletions.copy())
 
     def register(self, cuk: str, *addresses: str) -> None:
         """Add members of the role."""
         with self._members_lock:
             self._members.setdefault(cuk, set()).update(addresses)
+            self._unindexed.discard(cuk)
 
     def members(self) -> dict[str, set[str]]:
         """Return the addresses that are members of the role, by cuk."""
         with self._members_lock:
             return {cuk: set(addresses) for cuk, addresses in self._members.items()}
+
+    def kept(self) -> set[str]:
+        """Return the cuks with members that no DELETE removes any more; see `Kept`."""
+        return self._unindexed & self.members().keys()
 
     def set_tls(self, context: ssl.SSLContext | None) -> None:
         """Use another context (a renewed certificate) for the connections to come."""
@@ -277,7 +324,9 @@ class RoleApi(Server):
             job = self._line.popleft()
             job.fault = self._fault
             seconds = self.delay
-            if isinstance(job.fault, (Slow, Blocked)):
+            if isinstance(job.fault, Kept) and not self._loses_index(job.request):
+                job.fault = None
+            if isinstance(job.fault, (Slow, Blocked, Kept)):
                 seconds += job.fault.seconds
             if seconds > 0:
                 self._in_work.add(job)
@@ -293,12 +342,16 @@ class RoleApi(Server):
     def _finish(self, job: _Job) -> None:
         """Do what the request asks and answer it, if its client is still there."""
         connection, fault = job.connection, job.fault
-        if isinstance(fault, Reset):
+        if isinstance(fault, Kept) and job.request.cuk:
+            self._unindexed.add(job.request.cuk)
+        if isinstance(fault, Reset) or (isinstance(fault, Kept) and fault.status is None):
             if connection is not None:
                 connection.drop(abruptly=True)
             return
         if isinstance(fault, Status):
             answer = fault
+        elif isinstance(fault, Kept):
+            answer = Status(fault.status or 0)
         elif isinstance(fault, Blocked):
             answer = Status(fault.status)
         else:
@@ -307,8 +360,16 @@ class RoleApi(Server):
             self._remove(job.request)
         if connection is None:
             return
+        if isinstance(fault, Odd):
+            connection.send_odd(fault)
+            return
+        if isinstance(fault, Interim):
+            answer = Status(fault.status)
         reply = response(answer.status, answer.headers, answer.body, job.close)
-        if isinstance(fault, Drip):
+        if isinstance(fault, Interim):
+            connection.transport.write(f"HTTP/1.1 {fault.interim} Interim\r\n\r\n".encode())
+            connection.send_later(reply, answer.status, fault.seconds)
+        elif isinstance(fault, Drip):
             connection.drip(reply, answer.status, fault.seconds_per_byte)
         else:
             self._end(job, answer.status)
@@ -328,9 +389,15 @@ class RoleApi(Server):
             return 400 if self._false_errors % 2 else 403
         return 204
 
+    def _loses_index(self, request: Request) -> bool:
+        """Whether a cuk has members, and an index to lose."""
+        return request.cuk in self.members() and request.cuk not in self._unindexed
+
     def _remove(self, request: Request) -> None:
         cuk = request.cuk
         assert cuk is not None
+        if cuk in self._unindexed:
+            return
         with self._members_lock:
             left = self._members.get(cuk, set())
             left.difference_update(left.copy() if request.host is None else request.host)
@@ -352,7 +419,7 @@ class RoleApi(Server):
             job.request, ended=time.monotonic(), status=status, client_gone=client_gone
         )
         self.requests[job.index] = request
-        if status == 204 and request.cuk:
+        if status is not None and 200 <= status < 300 and request.cuk:
             self.deletions[request.cuk] += 1
         if self._on_end is not None:
             self._on_end(request)
@@ -392,7 +459,7 @@ class _Connection(asyncio.Protocol):
         if self.timer is not None:
             self.timer.cancel()
         job, self.job = self.job, None
-        if job is not None:
+        if job is not None and job.connection is not None:
             self.api._end(job, None, client_gone=not self.dropped)
 
     def data_received(self, data: bytes) -> None:
@@ -455,6 +522,39 @@ class _Connection(asyncio.Protocol):
         """Take the next of several requests that arrived together."""
         if self.job is None and not self.transport.is_closing():
             self.next_request()
+
+    def send_later(self, reply: bytes, status: int, seconds: float) -> None:
+        """Send an answer so many seconds later, if its client is still there."""
+
+        def send() -> None:
+            if self.job is not None and not self.transport.is_closing():
+                self.api._end(self.job, status)
+                self.send(reply)
+
+        asyncio.get_running_loop().call_later(seconds, send)
+
+    def send_odd(self, odd: Odd) -> None:
+        """Send an answer whose body is not what its headers say, or never ends."""
+        assert self.job is not None
+        headers = dict(odd.headers)
+        if odd.endless:
+            headers["Transfer-Encoding"] = "chunked"
+        reply = response(odd.status, headers, odd.body + bytes(odd.missing), close=False)
+        self.api._end(self.job, odd.status)
+        if odd.endless:
+            self.transport.write(reply)
+            self.send_for_ever(b"%x\r\n%b\r\n" % (1000, bytes(1000)))
+        elif odd.missing:
+            self.transport.write(reply[: -odd.missing])
+            self.transport.close()
+        else:
+            self.send(reply)
+
+    def send_for_ever(self, more: bytes) -> None:
+        """Send the same again and again, until the connection is closed."""
+        if not self.transport.is_closing():
+            self.transport.write(more)
+            asyncio.get_running_loop().call_later(0.01, self.send_for_ever, more)
 
     def drip(self, reply: bytes, status: int, seconds: float) -> None:
         """Send an answer byte by byte; the request ends with the last one."""
