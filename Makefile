@@ -7,6 +7,9 @@ GROUP = k2hr3
 VENV = .venv
 BIN = $(VENV)/bin
 PREDECESSOR = .venv-predecessor
+CLOUD = .venv-cloud
+OPENSTACK = keystone==30.0.0 openstack-placement==16.0.0 glance==33.0.0 neutron==29.0.0 \
+	nova==34.0.0 PyMySQL waitress
 INSTALLED = $(DESTDIR)$(PREFIX)
 UNITS = $(INSTALLED)/lib/systemd/system
 CATCH_UP = k2hr3-osnl-catch-up@.service k2hr3-osnl-catch-up@3h.timer k2hr3-osnl-catch-up@3d.timer
@@ -28,7 +31,7 @@ SMOKE = every_deletion_from_every_driver_is_made \
 	check_is_all_ok_where_a_listener_works dead_letters_are_replayed_to_where_they_came_from
 DEPENDENCIES = $(shell sed -n '/^\# dependencies/s/[^"]*\("[^]]*\).*/\1/p' k2hr3_osnl.py | tr -d ',')
 
-.PHONY: help demo test smoke faults bench lint matrix broker install uninstall clean
+.PHONY: help demo test smoke mutants faults cloud bench lint matrix broker install uninstall clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -51,6 +54,14 @@ $(PREDECESSOR)/ready:
 	@$(PREDECESSOR)/bin/pip install -q --disable-pip-version-check k2hr3-osnl==1.0.8
 	@touch $@
 
+$(CLOUD)/ready:
+	@lab/provide.sh python3-venv
+	@test -x $(CLOUD)/bin/pip || $(PYTHON) -m venv $(CLOUD)
+	@echo "installing OpenStack into $(CLOUD), which takes some minutes"
+	@$(CLOUD)/bin/pip install -q --disable-pip-version-check $(OPENSTACK)
+	@rm -rf $(CLOUD)/tables
+	@touch $@
+
 demo: $(VENV)/ready $(BROKER)  ## Instances are deleted, and K2HR3 hears of it; with its API down, too
 	@$(BIN)/python -m lab.demo
 
@@ -62,8 +73,15 @@ test: $(VENV)/ready $(BROKER)  ## All tests, on a real broker
 smoke: $(VENV)/ready $(BROKER)  ## RELEASE=trixie|sid: the tests that depend on the RabbitMQ
 	$(BIN)/python -m pytest $(SMOKE:%=test_k2hr3_osnl.py::test_%) $(if $(RELEASE),lab/broker_tests.py)
 
+mutants: $(VENV)/ready  ## Mistakes planted in the module, and which rule of the model finds each
+	@$(BIN)/python -m lab.mutants
+
 faults: $(VENV)/ready $(PREDECESSOR)/ready $(BROKER)  ## The fault table; QUICK=1: a short one; ROW=name: one
 	@$(BIN)/python -m lab.faults $(if $(QUICK),--quick) $(ROW)
+
+cloud: $(VENV)/ready $(CLOUD)/ready  ## Servers of a real OpenStack come and go; QUICK=1: a short one
+	@lab/provide.sh mariadb-server-core mariadb-client-core
+	@$(BIN)/python -m lab.cloud $(if $(QUICK),--quick)
 
 bench: $(VENV)/ready $(PREDECESSOR)/ready $(BROKER)  ## Speed beside the predecessor; QUICK=1: a short one
 	@test -x /usr/sbin/nginx || lab/provide.sh nginx-light
@@ -99,4 +117,4 @@ uninstall:  ## The same without the settings, which are kept
 
 clean:  ## Remove what these commands made
 	@test ! -e .brokers || $(SUDO) rm -rf --one-file-system .brokers
-	rm -rf $(VENV) $(PREDECESSOR) .venv-matrix .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PREDECESSOR) $(CLOUD) .venv-matrix .mypy_cache .ruff_cache .pytest_cache .hypothesis
