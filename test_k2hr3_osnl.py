@@ -2901,7 +2901,8 @@ def test_a_malformed_notification_becomes_a_dead_letter_with_a_reason(
         assert re.search(word, reason), name
         assert reason.isprintable(), name
         assert 10 < len(reason) <= 300, name
-        expected = {} if compression is None else {"compression": compression}
+        # (what is not a text may be something that pika can read and not write)
+        expected = {"compression": compression} if isinstance(compression, str) else {}
         assert headers(message) == {
             "x-k2hr3-queue": POOL,
             "x-k2hr3-attempts": 0,
