@@ -6617,6 +6617,8 @@ def test_the_policy_keeps_those_of_others_away(broker: Broker, pool: str, vhost:
         assert depths["another"].ready == 0
     finally:
         broker.delete_policies(vhost)
+        if vhost != "/":  # its queues have the names of those in the usual one
+            broker.ctl("delete_vhost", vhost)
 
 
 # --- Alerts -------------------------------------------------------------------------------------
