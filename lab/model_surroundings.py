@@ -50,7 +50,6 @@ class Sent:
     is_stubborn: bool = False  # its DELETE fails until all is repaired
     is_made: bool = False
     is_excused: bool = False  # lost where nobody could help it
-    is_dead: bool = False  # a dead letter
     failures: int = 0
 
 

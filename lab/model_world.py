@@ -128,7 +128,7 @@ class World(Surroundings):
         self.doubtful_here: set[Any] = set()  # by an attempt of this program
         self.doubted: set[str] = set()  # their instances
         self.doubted_bodies: set[bytes] = set()  # and what comes again if a channel is lost
-        self.new_doubts: set[bytes] = set()  # that came with the last results
+        self.clear: set[Any] = set()  # deliveries that were made before there was such a doubt
         self.made: set[Any] = set()  # deliveries
         self.letters: set[str] = set()  # instances of which a letter tells so
         self.waits_since: dict[Any, float] = {}  # a fresh delivery for a worker
@@ -157,7 +157,8 @@ class World(Surroundings):
         delivery = self.known.get((channel, tag))
         if delivery is None:
             return
-        if delivery not in self.doubtful and delivery.body not in self.doubted_bodies:
+        is_old = delivery.body in self.doubted_bodies and delivery not in self.clear
+        if delivery not in self.doubtful and not is_old:
             return
         sent = self.sent[delivery.body]
         is_ordered = any(
@@ -204,6 +205,9 @@ class World(Surroundings):
 
     def turn(self) -> None:
         """Make one turn of the loop, or connect."""
+        if self.listener._stopping.is_set():
+            self._end_drain()
+            return
         with self._broker_errors():
             if self.session is None:
                 if self.clock.elapsed < self.next_connect:
@@ -237,9 +241,10 @@ class World(Surroundings):
         for delivery in self.attempts._fresh:
             waited = now - self.waits_since.get(delivery, now)
             require(waited <= HOLD, f"a fresh deletion waits for a worker {waited:.0f} s")
-        self.doubted_bodies |= self.new_doubts  # what was decided before knew nothing of these
         jobs: list[Any] = [job for job, _ in snapshot.results]
-        self.new_doubts = {job.body for job in jobs if job in self.doubtful_here}
+        done = [job for job in jobs if job in self.made]
+        self.clear |= {job for job in done if job.body not in self.doubted_bodies}
+        self.doubted_bodies |= {job.body for job in jobs if job in self.doubtful_here}
         is_late = any(outcome is module.SKIP_LATE for _, outcome in snapshot.results)
         has_reason = now - self.fresh_since > HOLD
         require(has_reason or not is_late, "fresh deletions are not attempted, without a reason")
@@ -297,7 +302,8 @@ class World(Surroundings):
 
     def _end_drain(self) -> None:
         """Stop where the listener says so by itself, which only a drain does."""
-        if not self.listener._stopping.is_set():
+        # not inside another thread's call, since stopping waits for the other threads
+        if not self.listener._stopping.is_set() or self.busy != {"listener"}:
             return
         require(self.is_drain, "the listener stops")
         is_done = self.listener.is_done
@@ -414,12 +420,12 @@ class World(Surroundings):
         self.clock.elapsed = max(self.clock.elapsed, worker.began + answer.seconds)
         now = self.clock.elapsed
         worker.job = None
-        error = answer.error()
+        seconds = min(now - worker.began, 61)  # the rest is a pause of this machine
         if isinstance(job, module.Probe):
-            self._note_probe(answer, now, now - worker.began)
+            self._note_probe(answer, now, seconds)
         else:
-            self._note_attempt(job, answer, now - worker.began)
-        self.attempts.report(job, module.Attempted(error, now - worker.began), now)
+            self._note_attempt(job, answer, seconds)
+        self.attempts.report(job, module.Attempted(answer.error(), seconds), now)
 
     def _note_probe(self, answer: Answer, now: float, seconds: float) -> None:
         self.is_open = answer.status != 204
@@ -477,8 +483,6 @@ class World(Surroundings):
         elif answer is module.Copied.FAILED:
             is_refused = self.publisher._channel is not None
             self.trouble_at[target if is_refused else ""] = now
-        elif target == DEAD_LETTER:
-            self.sent[delivery.body].is_dead = True
 
     def _check_copy(self, delivery: Any, target: str, properties: Any) -> None:
         sent = self.sent[delivery.body]
@@ -621,8 +625,10 @@ class World(Surroundings):
             is_empty = name == DEAD_LETTER or not found.ready
             require(is_empty, f"{name} is not empty {PATIENCE} s after all was repaired")
         require(not self.broker.unacked(), "deliveries are never acked")
-        for sent in self.sent.values():
-            is_over = sent.is_made or sent.is_dead or sent.is_excused or sent.fate == "ignored"
+        letters = self.broker.queues.get(DEAD_LETTER)
+        dead = {message.body for message in letters.ready} if letters else set()
+        for body, sent in self.sent.items():
+            is_over = sent.is_made or sent.is_excused or sent.fate == "ignored" or body in dead
             require(is_over, f"a {sent.fate} is lost")
 
     def _is_settled(self) -> bool:
