@@ -664,7 +664,7 @@ class LenientConnection(_SelectConnection):  # type: ignore[misc]
 
     def _read_frame(self) -> Any:
         try:
-            return super()._read_frame()
+            return pika.frame.decode_frame(self._frame_buffer)  # all that pika's own does
         except Exception:
             data = self._frame_buffer
             frame_type, channel, size = struct.unpack_from(">BHL", data)
