@@ -2049,13 +2049,13 @@ def subscriptions(config: Config, endpoint: Endpoint) -> list[Subscription]:
     ]
 
 
-def origin(config: Config, endpoint: Endpoint, properties: pika.BasicProperties) -> str:
+def origin(config: Config, subscribed: list[Subscription], properties: pika.BasicProperties) -> str:
     """Return the notification queue that a copy first came from.
 
     A stranger may have written the header. If it names no queue of ours, the retry queue counts.
     """
     named = (properties.headers or {}).get("x-k2hr3-queue")
-    queues = [each.queue for each in subscriptions(config, endpoint)]
+    queues = (each.queue for each in subscribed)
     return next((queue for queue in queues if queue == named), config.queue + RETRY.copy_to)
 
 
@@ -2467,7 +2467,8 @@ class Listener:
         body: bytes,
     ) -> None:
         now = self._clock.monotonic()
-        came_from = origin(self.config, self.endpoint, properties)
+        assert self._session
+        came_from = origin(self.config, self._session.subscriptions, properties)
         delivery = Delivery(
             consumer,
             method.delivery_tag,
@@ -3286,6 +3287,7 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
     if arguments.replay and arguments.drop:
         raise UsageError("dead-letters: either --replay or --drop")
     queue = config.queue + DEAD_LETTER.copy_to
+    subscribed = subscriptions(config, Endpoint())
     failed = 0
     progress = Progress()
     with open_connection(config) as connection:
@@ -3301,7 +3303,7 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
             is_replayed = arguments.replay and headers.get("x-k2hr3-doubt") != "done"
             problem = ""
             if not arguments.drop:
-                to = origin(config, Endpoint(), properties) if is_replayed else queue
+                to = origin(config, subscribed, properties) if is_replayed else queue
                 problem = _copy_letter(channel, to, properties, body, keep=not is_replayed)
             failed += bool(problem)
             if not problem:
