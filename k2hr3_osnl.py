@@ -238,6 +238,9 @@ class Default:
     )
     debug_level: str = option(LEVEL, "info", "log level of this program")
     libs_debug_level: str = option(LEVEL, "warn", "log level of pika and urllib3")
+    metrics_file: str = option(
+        Kind("a file, or nothing", str), "", "figures for Prometheus, written here every 15 s"
+    )
     transport_url: str = option(OPTIONAL_URL, "", "used if the next section has none")
 
 
@@ -1415,7 +1418,7 @@ IGNORED = Verdict("ignored", "ignored")
 DONE = Verdict("deleted", "deleted")
 RETRY = Verdict("not deleted", "retried", ".retry")
 #: Done, but a member may be left: a person has to look.
-DOUBTFUL = Verdict("deleted", "deleted", ".dead_letter")
+DOUBTFUL = Verdict("deleted", "doubtful", ".dead_letter")
 DEAD_LETTER = Verdict("never deleted", "dead_letters", ".dead_letter")
 
 
@@ -1538,6 +1541,7 @@ class Delivery:
     first_failure: float = 0.0  # epoch seconds
     last_failure: float = 0.0  # epoch seconds
     due: float = 0.0  # monotonic: held until then
+    received: float = 0.0  # monotonic
     verdict: Verdict | None = None
     reason: str = ""  # of the verdict
     is_doubtful: bool = False  # an attempt may have left a member behind, see DOUBTFUL_SECONDS
@@ -2137,7 +2141,7 @@ class QueueWatch:
     """
 
     def __init__(self) -> None:
-        self.seen: set[str] = set()  # queues of ours that were there
+        self.ready: dict[str, int] = {}  # messages in the queues that were there, as last seen
         self._last = QueueState(consumers=1)
         self._begun = 0  # copies, until the last look was answered
 
@@ -2189,6 +2193,57 @@ class Session:
         """Return the working consumer of a queue, or None."""
         working = [each for each in self.consumers if not each.is_cancelled]
         return next((each for each in working if each.queue == queue), None)
+
+
+#: The counters of `Listener.counters`, in the order of the log. `METRICS` has them, too.
+COUNTERS = (
+    "deleted",
+    "failed",
+    "ignored",
+    "retried",
+    "dead_letters",
+    "doubtful",
+    "succeeded",
+    "vanished",
+)
+#: The text of `metrics_file`. A line for each queue follows it.
+METRICS = (
+    f"""\
+# HELP k2hr3_osnl_build_info The version of the program.
+# TYPE k2hr3_osnl_build_info gauge
+k2hr3_osnl_build_info{{version="{__version__}"}} 1
+"""
+    + """\
+# HELP k2hr3_osnl_deliveries_total Deliveries by verdict.
+# TYPE k2hr3_osnl_deliveries_total counter
+k2hr3_osnl_deliveries_total{verdict="ignored"} %(ignored)d
+k2hr3_osnl_deliveries_total{verdict="deleted"} %(deleted)d
+k2hr3_osnl_deliveries_total{verdict="doubtful"} %(doubtful)d
+k2hr3_osnl_deliveries_total{verdict="retried"} %(retried)d
+k2hr3_osnl_deliveries_total{verdict="dead_letters"} %(dead_letters)d
+# HELP k2hr3_osnl_attempts_total Attempts to delete by outcome.
+# TYPE k2hr3_osnl_attempts_total counter
+k2hr3_osnl_attempts_total{outcome="succeeded"} %(succeeded)d
+k2hr3_osnl_attempts_total{outcome="failed"} %(failed)d
+# HELP k2hr3_osnl_vanished_retries_total Deletions that left the retry queue, not through us.
+# TYPE k2hr3_osnl_vanished_retries_total counter
+k2hr3_osnl_vanished_retries_total %(vanished)d
+# HELP k2hr3_osnl_breaker_open 1 while K2HR3 is in trouble and no attempts are made.
+# TYPE k2hr3_osnl_breaker_open gauge
+k2hr3_osnl_breaker_open %(breaker_open)d
+# HELP k2hr3_osnl_waiting_deliveries Deliveries that are here and not finished.
+# TYPE k2hr3_osnl_waiting_deliveries gauge
+k2hr3_osnl_waiting_deliveries %(waiting)d
+# HELP k2hr3_osnl_oldest_waiting_seconds How long the oldest of them has been here.
+# TYPE k2hr3_osnl_oldest_waiting_seconds gauge
+k2hr3_osnl_oldest_waiting_seconds %(oldest)d
+# HELP k2hr3_osnl_last_success_timestamp_seconds When an attempt last succeeded; 0 if none has.
+# TYPE k2hr3_osnl_last_success_timestamp_seconds gauge
+k2hr3_osnl_last_success_timestamp_seconds %(last_success)d
+# HELP k2hr3_osnl_queue_ready_messages Messages ready in a queue when the listener last looked.
+# TYPE k2hr3_osnl_queue_ready_messages gauge
+"""
+)
 
 
 class Listener:
@@ -2286,8 +2341,22 @@ class Listener:
 
     def counts(self) -> str:
         """Return the counters, for a person. Safe from any thread."""
-        names = ("deleted", "failed", "ignored", "retried", "dead_letters")
-        return " ".join(f"{name}={self.counters[name]}" for name in names)
+        return " ".join(f"{name}={self.counters[name]}" for name in COUNTERS)
+
+    def metrics(self) -> str:
+        """Return the text of `metrics_file`. For the thread that calls `run`."""
+        consumers = self._session.consumers if self._session else []
+        received = [each.received for one in consumers for each in one.unfinished.values()]
+        now = self._clock.monotonic()
+        figures = Counter(self.counters)
+        figures["breaker_open"] = int(self._snapshot.in_trouble)
+        figures["waiting"] = len(received)
+        figures["oldest"] = int(now - min(received, default=now))
+        queues = [
+            f"k2hr3_osnl_queue_ready_messages{{queue={json.dumps(queue)}}} {ready}\n"
+            for queue, ready in self._watch.ready.items()
+        ]
+        return METRICS % figures + "".join(queues)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Session]:
@@ -2496,6 +2565,7 @@ class Listener:
 
         If there is none, conclude the delivery and return False.
         """
+        delivery.received = delivery.since
         delivery.consumer.unfinished[delivery.delivery_tag] = delivery
         try:
             notification = decode(delivery.body, delivery.properties)
@@ -2576,6 +2646,8 @@ class Listener:
             self._doubts.begin(delivery.deletion.cuk)
         delivery.is_doubtful |= self._doubts.is_begun(delivery.deletion.cuk)
         if error is None:
+            self.counters["succeeded"] += 1
+            self.counters["last_success"] = int(self._clock.time())
             return
         self.counters["failed"] += 1
         delivery.last_failure = self._clock.time()
@@ -2650,6 +2722,7 @@ class Listener:
             return
         missing = self._watch.missing(state, confirmed, begun)
         if missing:
+            self.counters["vanished"] += missing
             LOG.error(
                 f"{missing} deletions left {queue} and not through this listener: a policy of the "
                 "broker, a purge, a drain or another listener. To keep policies of others away: "
@@ -2693,20 +2766,21 @@ class Listener:
         return not self._snapshot.in_trouble
 
     def _ensure(self, session: Session, queue: str, create: str) -> bool:
-        is_known = queue in self._watch.seen
-        was_missing = is_known and inspect_queue(session.connection, queue).refused is not None
-        refused = ensure_queue(session.connection, queue, create)
-        if was_missing and refused is None:
-            LOG.error(
-                f"queue {queue} was deleted, with all that it held, by hand or by a policy "
-                "(expires); it is created again. To keep policies of others away: "
-                f"{policy_command(self.config)}"
-            )
-        if refused is None and create and not is_known:
-            self._watch.seen.add(queue)
-            problem = unsuitable(session.connection, queue)
-            if problem:
-                LOG.warning(f"queue {queue} is {problem}")
+        is_known = queue in self._watch.ready
+        state = inspect_queue(session.connection, queue)
+        refused = state.refused and ensure_queue(session.connection, queue, create)
+        if refused is None:
+            self._watch.ready[queue] = state.ready
+            if state.refused and is_known:
+                LOG.error(
+                    f"queue {queue} was deleted, with all that it held, by hand or by a policy "
+                    "(expires); it is created again. To keep policies of others away: "
+                    f"{policy_command(self.config)}"
+                )
+            elif create and not is_known:
+                problem = unsuitable(session.connection, queue)
+                if problem:
+                    LOG.warning(f"queue {queue} is {problem}")
         return self._report(f"queue {queue}", f"configure permission on {queue}", refused)
 
     def _bind(self, session: Session, queue: str, exchange: str, routing_key: str) -> bool:
@@ -2802,6 +2876,37 @@ def notify_systemd(state: str) -> None:
         LOG.debug(f"NOTIFY_SOCKET {address}: {error}")
 
 
+class Reporter:
+    """Reports how a listener is: to systemd, and in `metrics_file` to Prometheus."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._troubles = Troubles()
+        self._next_write = 0.0  # monotonic
+
+    def tick(self) -> None:
+        """Report, in the listener's loop: an old file means that this loop is stuck."""
+        notify_systemd(f"WATCHDOG=1\nSTATUS={self._listener.status()}")
+        now = time.monotonic()
+        if now >= self._next_write:
+            self._next_write = now + 15
+            self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """Write `metrics_file`, if it is set: beside it and renamed, so nobody reads half of it."""
+        file = self._listener.config.default.metrics_file
+        if not file:
+            return
+        try:
+            with open(f"{file}.new", "w") as new:
+                os.fchmod(new.fileno(), 0o644)  # whatever the umask: others read it
+                new.write(self._listener.metrics())
+            os.replace(f"{file}.new", file)
+            self._troubles.end(file, f"metrics_file {file} is written again")
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            self._troubles.begin(file, logging.WARNING, f"metrics_file {file}: {error}")
+
+
 def run_process(listener: Listener) -> None:
     """Run a listener as this process, under signals.
 
@@ -2864,8 +2969,10 @@ def listen(config: Config, _arguments: argparse.Namespace) -> int:
     the log file, SIGUSR1 logs the counters.
     """
     listener = Listener(config)
-    listener.on_tick = lambda: notify_systemd(f"WATCHDOG=1\nSTATUS={listener.status()}")
+    reporter = Reporter(listener)
+    listener.on_tick = reporter.tick
     run_process(listener)
+    reporter.write_metrics()
     return 0
 
 
@@ -3004,8 +3111,10 @@ def drain(config: Config, _arguments: argparse.Namespace) -> int:
     """
     listener = Drain(config)
     run_process(listener)
-    is_well = listener.is_done and listener.is_bound and not listener.is_left
-    is_well = is_well and not listener.counters["failed"]
+    is_complete = listener.is_done and listener.is_bound
+    if is_complete:  # so its age is that of the last run that took all there was
+        Reporter(listener).write_metrics()
+    is_well = is_complete and not listener.is_left and not listener.counters["failed"]
     if is_well:
         with open_connection(config) as connection:  # what moved there meanwhile
             is_well = _retries_waiting(config, connection) == 0
