@@ -66,8 +66,8 @@ demo: $(VENV)/ready $(BROKER)  ## Instances are deleted, and K2HR3 hears of it; 
 	@$(BIN)/python -m lab.demo
 
 test: $(VENV)/ready $(BROKER)  ## All tests, on a real broker
-	@lab/provide.sh prometheus python3-pika python3-urllib3 python3-openstacksdk \
-		supervisor systemd
+	@lab/provide.sh prometheus prometheus-node-exporter python3-pika python3-urllib3 \
+		python3-openstacksdk supervisor systemd
 	$(BIN)/python -m pytest $(if $(RELEASE),test_k2hr3_osnl.py lab lab/broker_tests.py)
 
 smoke: $(VENV)/ready $(BROKER)  ## RELEASE=trixie|sid: the tests that depend on the RabbitMQ
