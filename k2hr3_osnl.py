@@ -187,6 +187,7 @@ LEVELS = {
 }
 STREAMS = ("sys.stderr", "sys.stdout", "")
 LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", str, _is_writable)
+METRICS_FILE = Kind("a file, or nothing", str, lambda file: not os.path.isdir(file))
 FILE = Kind("a file that can be read", str, _check_readable)
 LEVEL = Kind("one of " + ", ".join(LEVELS), str, LEVELS.__contains__)
 NAME = Kind(
@@ -238,9 +239,7 @@ class Default:
     )
     debug_level: str = option(LEVEL, "info", "log level of this program")
     libs_debug_level: str = option(LEVEL, "warn", "log level of pika and urllib3")
-    metrics_file: str = option(
-        Kind("a file, or nothing", str), "", "figures for Prometheus, written here every 15 s"
-    )
+    metrics_file: str = option(METRICS_FILE, "", "figures for Prometheus, written here every 15 s")
     transport_url: str = option(OPTIONAL_URL, "", "used if the next section has none")
 
 
@@ -2352,11 +2351,10 @@ class Listener:
         figures["breaker_open"] = int(self._snapshot.in_trouble)
         figures["waiting"] = len(received)
         figures["oldest"] = int(now - min(received, default=now))
-        queues = [
+        return METRICS % figures + "".join(
             f"k2hr3_osnl_queue_ready_messages{{queue={json.dumps(queue)}}} {ready}\n"
             for queue, ready in self._watch.ready.items()
-        ]
-        return METRICS % figures + "".join(queues)
+        )
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Session]:

@@ -488,6 +488,7 @@ WRONG_VALUES = [
     ("DEFAULT", "log_file", "/no-such-folder/log"),
     ("DEFAULT", "debug_level", "loud"),
     ("DEFAULT", "libs_debug_level", "10"),
+    ("DEFAULT", "metrics_file", "/tmp"),
     ("DEFAULT", "transport_url", "http"),
     (NOTIFICATIONS, "transport_url", "rabbit"),
     (NOTIFICATIONS, "topic", ""),
