@@ -268,6 +268,7 @@ BROKERS = {way: {"NoConsumer", "QueueGrows", "Retries", "DeadLetters"} for way i
 EXPECTED = {**{name: alerts for name, (_, alerts) in LISTENERS.items()}, **DRAINS, **BROKERS}
 
 
+@pytest.mark.timeout(300)
 def test_each_alert_is_raised_by_its_trouble_only(broker: Broker, tmp_path: Path) -> None:
     families = {"family": ["queue_coarse_metrics", "queue_consumer_count"]}
     jobs = [
@@ -296,8 +297,8 @@ def test_each_alert_is_raised_by_its_trouble_only(broker: Broker, tmp_path: Path
             sections = with_file(files[name], broker.url(), apis[name], name, timeout_seconds=300)
             listeners[name] = stack.enter_context(ListenerProcess(sections))
         for name in listeners:
-            broker.wait_for_depth(name, 0)
-        wait_until(lambda: {job for _, job in firing()} <= {"absent"}, 20)
+            broker.wait_for_depth(name, 0, timeout=60)
+        wait_until(lambda: {job for _, job in firing()} <= {"absent"}, 30)
         # When each listener meets with its trouble
         for name, (fault, _) in LISTENERS.items():
             instances = cuks(3)
@@ -306,8 +307,8 @@ def test_each_alert_is_raised_by_its_trouble_only(broker: Broker, tmp_path: Path
             apis[name].refused_cuks = set(instances) if name == "refusing" else set()
             fill(broker, name, instances)
         listeners["stopped"].process.send_signal(signal.SIGSTOP)
-        listeners["down"].wait_for_log("K2HR3 is in trouble")
-        broker.wait_for_depth("down.retry", 3)
+        listeners["down"].wait_for_log("K2HR3 is in trouble", 30)
+        broker.wait_for_depth("down.retry", 3, timeout=30)
         broker.purge("down.retry")
         # and a drain, and the queues
         drain(files["once"], broker, apis["once"], "once")  # makes its queues
