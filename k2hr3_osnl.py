@@ -3048,7 +3048,7 @@ class Drain(Listener):
         left = sum(len(consumer.unfinished) for consumer in session.consumers)
         for each in session.subscriptions:
             left += inspect_queue(session.connection, each.queue).ready
-        attempts = self.counters["deleted"] + self.counters["failed"]
+        attempts = self.counters["succeeded"] + self.counters["failed"]
         self._progress.show(attempts, left + (self._retries_left or 0))
         # Twice: a message on its way is neither ready at the broker nor unfinished here.
         self._empty_looks = self._empty_looks + 1 if left == 0 else 0

@@ -1228,7 +1228,7 @@ def rubbish(stage: Stage) -> None:
     stage.empty_after = time.monotonic() - stage.repaired_at
     listener.process.send_signal(signal.SIGUSR1)
     counts = listener.wait_for_log(r"deleted=\d+ failed.*", count=2)[-1]  # first by the stop
-    deleted, _, ignored, _, dead = (int(number) for number in re.findall(r"=(\d+)", counts))
+    deleted, _, ignored, _, dead, *_ = (int(number) for number in re.findall(r"=(\d+)", counts))
     sent = Counter((request.cuk, request.host) for request in stage.api.requests)
     missing, wrong = expected - sent, sent - expected
     stage.tally = Tally(

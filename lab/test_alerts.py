@@ -275,7 +275,7 @@ def test_each_alert_is_raised_by_its_trouble_only(broker: Broker, tmp_path: Path
         target("all", broker.prometheus_port, "/metrics/per-object"),
         target("few", broker.prometheus_port, "/metrics/detailed", params=families),
     ]
-    files = {name: tmp_path / name / "k2hr3_osnl.prom" for name in (*LISTENERS, *DRAINS)}
+    files = {name: tmp_path / name / "log/k2hr3_osnl.prom" for name in (*LISTENERS, *DRAINS)}
     seen: dict[str, set[str]] = {name: set() for name in EXPECTED}
     with ExitStack() as stack:
         # Given all that is needed, and a queue that is consumed
@@ -285,12 +285,14 @@ def test_each_alert_is_raised_by_its_trouble_only(broker: Broker, tmp_path: Path
         tag = channel.basic_consume(POOL, lambda *_: None)
         apis = {name: stack.enter_context(RoleApi()) for name in files}
         for name, file in files.items():
-            file.parent.mkdir()
+            file.parent.mkdir(parents=True)
+            collected = file.parents[1]  # our user may not write there, so it has a link
+            (collected / file.name).symlink_to(file)
             jobs.append(target(name, at := free_port()))
             exporter = ("prometheus-node-exporter", "--collector.disable-defaults")
             textfile = ("--collector.textfile", "--collector.textfile.directory=.")
             address = f"--web.listen-address=127.0.0.1:{at}"
-            stack.enter_context(started(*exporter, *textfile, address, folder=file.parent))
+            stack.enter_context(started(*exporter, *textfile, address, folder=collected))
         firing = stack.enter_context(prometheus(tmp_path, *jobs))
         listeners = {}
         for name in LISTENERS:
