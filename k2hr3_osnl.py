@@ -39,6 +39,7 @@ import http.client
 import inspect
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import logging.handlers
@@ -64,11 +65,18 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Deque, Dict, NamedTuple, Optional, Tuple, Union, cast
 
-import pika
-import urllib3
-from pika import exceptions as amqp
-from pika.adapters.blocking_connection import BlockingChannel
-from urllib3.connection import HTTPConnection, HTTPSConnection
+try:
+    import pika
+    import urllib3
+    from pika import exceptions as amqp
+    from pika.adapters.blocking_connection import BlockingChannel
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(
+        f"k2hr3_osnl: {missing}: install the package python3-{missing.name}, or pip install it"
+    )
 
 __version__ = "2.0.0"
 __all__ = [
@@ -188,7 +196,7 @@ LEVELS = {
 STREAMS = ("sys.stderr", "sys.stdout", "")
 LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", str, _is_writable)
 METRICS_FILE = Kind("a file, or nothing", str, lambda file: not os.path.isdir(file))
-FILE = Kind("a file that can be read", str, _check_readable)
+FILE = Kind(f"a file that can be read by this user (uid {os.geteuid()})", str, _check_readable)
 LEVEL = Kind("one of " + ", ".join(LEVELS), str, LEVELS.__contains__)
 NAME = Kind(
     "1 to 200 printable ASCII characters without spaces", str, re.compile("[!-~]{1,200}").fullmatch
@@ -359,11 +367,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 #: Events of ports that still exist. (Nova's payloads have a state, so they need no such check.)
 LIVING_PORT_EVENTS = ("port.create.end", "port.update.end")
-#: Nova's event for a deletion -> its event for a forced deletion while the host is down.
-FORCED_DELETIONS = {
-    "instance.delete.end": "instance.update",
-    "compute.instance.delete.end": "compute.instance.force_delete.end",
-}
 #: Options of the predecessor and of oslo.messaging that are accepted and have no effect.
 WITHOUT_EFFECT = {
     NOTIFICATIONS: ("executor", "allow_requeue", "topics", "driver", "retry"),
@@ -758,18 +761,22 @@ def inspect_queue(connection: pika.BlockingConnection, queue: str) -> QueueState
 
 #: What a queue of ours should not be: a word of the broker's refusal, and the consequence.
 UNSUITABLE_QUEUES = {
-    "'durable'": "not durable: a restart of the broker loses it",
-    "'auto_delete'": "auto-delete: with the listener it goes, and all that it holds",
-    "'stream'": "a stream: a listener only gets what comes while it runs",
+    "arg 'durable'": "not durable: a restart of the broker loses it",
+    "arg 'auto_delete'": "auto-delete: with the listener it goes, and all that it holds",
+    "is 'stream'": "a stream: a listener only gets what comes while it runs",
 }
 
 
 def unsuitable(connection: pika.BlockingConnection, queue: str) -> str:
     """Say what is wrong with the kind of a queue that exists; return an empty text if nothing is.
 
-    Declaring it as an ordinary one changes nothing, and is refused if it is another one.
+    Declares it with a type that does not exist. The broker always refuses that, and so it creates
+    nothing. The refusal names what the queue is.
     """
-    refused = refusal(connection, lambda channel: channel.queue_declare(queue, durable=True))
+    no_type = {"x-queue-type": "none"}
+    refused = refusal(
+        connection, lambda channel: channel.queue_declare(queue, False, True, arguments=no_type)
+    )
     for word, consequence in UNSUITABLE_QUEUES.items():
         if refused and word in str(refused.reply_text):
             return (
@@ -1246,8 +1253,10 @@ class RoleApi:
             self._pool.cert_reqs = "CERT_NONE"
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
-    def delete(self, deletion: Deletion) -> None:
+    def delete(self, deletion: Deletion) -> int:
         """Make one attempt, within `timeout_seconds` after DNS has answered. Follow no redirect.
+
+        :return: the status, 2xx
 
         :raises RoleApiError: any answer other than 2xx, or no answer
         """
@@ -1278,6 +1287,7 @@ class RoleApi:
                 may_have_acted=status == 403 or status < 200,  # nobody waits for the final answer
                 retry_after=_retry_after_seconds(response.headers.get("Retry-After", "")),
             )
+        return status
 
     def _finish(self, response: Any, is_final: bool) -> None:
         """Make the connection ready for the next request, or close it; the body does not matter.
@@ -3089,7 +3099,20 @@ class Progress:
         if sys.stderr.isatty() and now >= self._next:
             self._next = now + 1
             rate = done / (now - self._begun + 0.001)
-            print(f"\r{done} done, {left} left, {rate:.0f}/s ", end="", file=sys.stderr, flush=True)
+            # the next line that is printed overwrites it
+            print(f"{done} done, {left} left, {rate:.0f}/s", end="\r", file=sys.stderr, flush=True)
+
+
+#: The commands know the payloads of OpenStack only.
+ENDPOINT = Endpoint()
+#: What a command reports in one line.
+FAILURES = (Error, amqp.AMQPError)
+
+
+def tell(text: str, level: int = logging.CRITICAL) -> None:
+    """Print a line for the user of a command on standard error, if the log level permits it."""
+    if LOG.isEnabledFor(level):
+        print(f"k2hr3_osnl: {text}", file=sys.stderr, flush=True)
 
 
 def open_connection(config: Config) -> pika.BlockingConnection:
@@ -3098,6 +3121,42 @@ def open_connection(config: Config) -> pika.BlockingConnection:
     :raises Error: no broker reached
     """
     return connect(parse_transport_url(config.sources[0].transport_url, config.rabbit))
+
+
+def publish(
+    connection: pika.BlockingConnection,
+    exchange: str,
+    routing_key: str,
+    body: bytes,
+    properties: pika.BasicProperties,
+) -> None:
+    """Publish a message and wait until the broker has confirmed it.
+
+    It gets a channel of its own, because the broker closes the channel if it refuses.
+
+    :raises Error: no queue takes it
+    :raises amqp.AMQPError: the broker refuses it, or the connection is lost
+    """
+    with connection.channel() as channel:
+        channel.confirm_delivery()
+        try:
+            channel.basic_publish(exchange, routing_key, body, properties, mandatory=True)
+        except (amqp.UnroutableError, amqp.NackError):
+            raise Error(
+                f"no queue takes {routing_key} of exchange {exchange or '(default)'}: it is "
+                "missing, not bound or full; the listener makes and binds its own when it starts"
+            ) from None
+
+
+def ready_in(connection: pika.BlockingConnection, queue: str) -> int:
+    """Return how many messages are ready in a queue; 0 if it does not exist.
+
+    :raises amqp.ChannelClosedByBroker: the broker does not tell
+    """
+    state = inspect_queue(connection, queue)
+    if state.refused and state.refused.reply_code != 404:
+        raise state.refused
+    return state.ready
 
 
 def drain(config: Config, _arguments: argparse.Namespace) -> int:
@@ -3109,111 +3168,156 @@ def drain(config: Config, _arguments: argparse.Namespace) -> int:
     """
     listener = Drain(config)
     run_process(listener)
-    is_complete = listener.is_done and listener.is_bound
-    if is_complete:  # so its age is that of the last run that took all there was
+    if listener.is_done and listener.is_bound:
+        # so its age is that of the last run that took all there was
         Reporter(listener).write_metrics()
-    is_well = is_complete and not listener.is_left and not listener.counters["failed"]
-    if is_well:
-        with open_connection(config) as connection:  # what moved there meanwhile
-            is_well = _retries_waiting(config, connection) == 0
-    return 0 if is_well else os.EX_TEMPFAIL
+        if not listener.is_left and not listener.counters["failed"]:
+            with open_connection(config) as connection:
+                if ready_in(connection, config.queue + RETRY.copy_to) == 0:  # nothing moved there
+                    return 0
+    return os.EX_TEMPFAIL
 
 
 #: A line of `check`: ok, warn or fail; what was looked at; the finding and what to do about it.
 Row = Tuple[str, str, str]
+#: What to do about a failed part of `check`: the first text that the error matches.
+HINTS = {
+    "broker": {
+        "ACCESS_REFUSED": "user or password is wrong",
+        "vhost": "the virtual host is wrong, or this user has no permissions on it",
+        "WRONG_VERSION": f"this port answers without TLS: use its TLS port, or [{RABBIT}] ssl = no",
+        "IncompatibleProtocol": f"if this port wants TLS: [{RABBIT}] ssl = yes",
+        "CERTIFICATE_VERIFY": f"check [{RABBIT}] ssl_ca_file, and the broker's certificate",
+        "": "check transport_url, and that the broker runs",
+    },
+    "Role API": {
+        "WRONG_VERSION|TLS handshake": "if this port answers without TLS: http: in api_url",
+        "Disconnected|reset|BadStatus": "if this port wants TLS: https: in api_url",
+        "CERTIFICATE_VERIFY": "check ca_file, and the API's certificate",
+        r": [2-5]\d\d": "see the log of K2HR3",
+        "": "check api_url, and that K2HR3 runs",
+    },
+}
+_FORCED = ("instance.update", "compute.instance.force_delete.end")
+#: Gaps: an event that is heard, those of which one is needed beside it, and what happens without.
+GAPS = (
+    (
+        "port.delete.end",
+        ("instance.delete.end", "compute.instance.delete.end", *_FORCED),
+        "only Neutron is heard: an instance whose port was made beforehand (by Heat, Terraform, "
+        f"--port) stays a member of its roles for ever; add [{NOTIFICATIONS}:nova]",
+    ),
+    (
+        "instance.delete.end",
+        _FORCED,
+        "instance.delete.end is heard and instance.update is not: an instance that is "
+        "force-deleted while its host is down stays a member of its roles for ever; let event_type "
+        "accept both",
+    ),
+    (
+        "compute.instance.delete.end",
+        _FORCED,
+        "compute.instance.delete.end is heard and compute.instance.force_delete.end is not: an "
+        "instance that is force-deleted while its host is down stays a member of its roles for "
+        "ever; let event_type accept both",
+    ),
+)
 
 
 def check(config: Config, arguments: argparse.Namespace) -> int:
     """Check settings, broker, queues and Role API, and say what to do. Changes nothing.
 
     Prints a line for each: ok, warn or fail. The Role API is asked to delete a random UUID, which
-    removes nothing. The exit code is 1 if anything failed.
+    removes nothing. The exit code is 1 if anything failed, with --strict also if anything warns:
+    use that once after an installation, not as a periodic probe.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for result, what, text in _findings(config):
         rows.append({"result": result, "what": what, "text": text})
         if not arguments.json:
             print(f"{result:4}  {what}: {text}", flush=True)
     if arguments.json:
-        print(json.dumps(rows, indent=1))
-    return int(any(row["result"] == "fail" for row in rows))
+        effective = dataclasses.asdict(config)
+        for section in (effective["default"], *effective["sources"]):
+            section["transport_url"] = re.sub(":[^,/?]*@", ":…@", section["transport_url"])
+        rows[0]["effective"] = effective
+        print(json.dumps(rows, indent=1, default=lambda regex: regex.pattern))
+    bad = ("fail", "warn") if arguments.strict else ("fail",)
+    return int(any(row["result"] in bad for row in rows))
 
 
 def _findings(config: Config) -> Iterator[Row]:
     yield "ok", "settings", ", ".join(config.files) or "no file found, defaults are used"
     for warning in config.warnings:
         yield "warn", "settings", warning
-    for gap in _gaps(config.sources):
-        yield "warn", "sources", gap
-    try:
-        with open_connection(config) as connection:
-            yield from _check_broker(config, connection)
-    except (Error, amqp.AMQPError) as error:
-        yield "fail", "broker", f"{explain(error)}; check transport_url, and that the broker runs"
-    began = time.monotonic()
-    failure = try_delete(RoleApi(config.k2hr3), Probe().deletion)
-    milliseconds = 1000 * (time.monotonic() - began)
-    if failure:
-        yield "fail", "Role API", str(failure)
-    else:
-        yield "ok", "Role API", f"{config.k2hr3.api_url}, {milliseconds:.0f} ms"
+    for event_type, needed, text in GAPS:
+        heard = [
+            each
+            for each in (event_type, *needed)
+            if any(_matches(source.event_type, each) for source in config.sources)
+        ]
+        if heard == [event_type]:
+            yield "warn", "sources", text
+    yield from _in_time("broker", 20, _check_broker(config))
+    yield from _in_time("Role API", 10, _check_role_api(config.k2hr3))
 
 
-def _gaps(sources: Iterable[Source]) -> Iterator[str]:
-    """Say which deletions no source hears of."""
-    heard = [
-        event_type
-        for event_type in ("port.delete.end", *FORCED_DELETIONS, *FORCED_DELETIONS.values())
-        if any(_matches(source.event_type, event_type) for source in sources)
-    ]
-    if heard == ["port.delete.end"]:
-        yield (
-            "only Neutron is heard: an instance whose port was made beforehand (by Heat, "
-            f"Terraform, --port) stays a member of its roles for ever; add [{NOTIFICATIONS}:nova]"
-        )
-    hears_forced = any(event_type in heard for event_type in FORCED_DELETIONS.values())
-    for event_type, forced in FORCED_DELETIONS.items():
-        if event_type in heard and not hears_forced:
-            yield (
-                f"{event_type} is heard and {forced} is not: an instance that is force-deleted "
-                "while its host is down stays a member of its roles for ever; let event_type "
-                "accept both"
-            )
+def _in_time(what: str, seconds: float, part: Iterator[Row]) -> list[Row]:
+    """Return the rows of a part of `check` that are there at a deadline. An error is a row, too.
+
+    The part runs in a thread, because nothing else bounds a resolver or a broker that hangs.
+    """
+    rows: list[Row] = []
+
+    def run() -> None:
+        try:
+            for row in part:
+                rows.append(row)
+        except Exception as error:
+            text = explain(error)
+            hint = next(HINTS[what][word] for word in HINTS[what] if re.search(word, text))
+            rows.append(("fail", what, f"{text}; {hint}"))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    late = ("fail", what, f"no answer within {seconds} s; {HINTS[what]['']}, and DNS")
+    return [*rows, late] if thread.is_alive() else rows
 
 
-def _check_broker(config: Config, connection: pika.BlockingConnection) -> Iterator[Row]:
-    impl = cast(Any, connection)._impl  # pika offers no other way to the server's properties
-    parameters = impl.params
-    user = getattr(parameters.credentials, "username", "of the certificate")
-    version = impl.server_properties.get("version")
-    yield (
-        "ok",
-        "broker",
-        f"{parameters.host}:{parameters.port}, RabbitMQ {version}, user {user}, virtual host "
-        f"{parameters.virtual_host}",
-    )
+def _check_broker(config: Config) -> Iterator[Row]:
+    retry_queue = config.queue + RETRY.copy_to
     by_service = "the service makes it with its first notification"
     by_listener = "missing; the listener makes it when it starts"
-    for exchange in dict.fromkeys(source.exchange for source in config.sources):
-        declare = partial(BlockingChannel.exchange_declare, exchange=exchange, passive=True)
-        refused = refusal(connection, declare)
-        if refused:
-            hint = "check its control_exchange, and that its driver is messagingv2"
-            yield "fail", f"exchange {exchange}", f"{explain(refused)}; {by_service}: {hint}"
-        else:
-            yield "ok", f"exchange {exchange}", "there"
-    for each in subscriptions(config, Endpoint()):
-        missing = by_listener if each.bindings else f"missing; {by_service}"
-        yield from _check_queue(connection, each.queue, missing)
-        for _, routing_key in each.bindings:
-            yield from _check_default_queue(connection, routing_key)
-    retry_queue = config.queue + RETRY.copy_to
-    dead_letter_queue = config.queue + DEAD_LETTER.copy_to
-    yield from _check_queue(connection, retry_queue, by_listener, "wait for K2HR3")
-    # AMQP does not tell which policy holds for a queue
-    yield "ok", f"policy of {retry_queue}", f"not visible here; set by: {policy_command(config)}"
-    hint = "need a person: see the command dead-letters"
-    yield from _check_queue(connection, dead_letter_queue, by_listener, hint)
+    with open_connection(config) as connection:
+        impl = cast(Any, connection)._impl  # pika offers no other way to the server's properties
+        host = impl.params
+        user = getattr(host.credentials, "username", "of the certificate")
+        version = impl.server_properties.get("version")
+        text = f"RabbitMQ {version}, user {user}, virtual host {host.virtual_host}"
+        yield "ok", "broker", f"{host.host}:{host.port}, {text}"
+        for exchange in dict.fromkeys(source.exchange for source in config.sources):
+            declare = partial(BlockingChannel.exchange_declare, exchange=exchange, passive=True)
+            refused = refusal(connection, declare)
+            if refused:
+                hint = "check its control_exchange, and that its driver is messagingv2"
+                yield "fail", f"exchange {exchange}", f"{explain(refused)}; {by_service}: {hint}"
+            else:
+                yield "ok", f"exchange {exchange}", "there"
+        for each in subscriptions(config, ENDPOINT):
+            missing = by_listener if each.bindings else f"missing; {by_service}"
+            yield from _check_queue(connection, each.queue, missing)
+            for _, routing_key in each.bindings:
+                yield from _check_default_queue(connection, routing_key)
+                # AMQP tells neither bindings nor which policy holds for a queue
+                show = f"rabbitmqctl list_bindings -p {shlex.quote(host.virtual_host)}"
+                text = f"not visible here; the listener makes it; shown by: {show} | grep "
+                yield "ok", f"binding of {each.queue}", f"{text}{routing_key}"
+        yield from _check_queue(connection, retry_queue, by_listener, "they wait for K2HR3")
+        text = f"not visible here; set by: {policy_command(config)}"
+        yield "ok", f"policy of {retry_queue}", text
+        hint = "they need a person: see the command dead-letters"
+        yield from _check_queue(connection, config.queue + DEAD_LETTER.copy_to, by_listener, hint)
 
 
 def _check_default_queue(connection: pika.BlockingConnection, queue: str) -> Iterator[Row]:
@@ -3241,23 +3345,29 @@ def _check_queue(
     """
     what = f"queue {queue}"
     ready, consumers, refused = inspect_queue(connection, queue)
-    if refused and refused.reply_code == 404:
-        yield "warn", what, missing
-        return
     if refused:
-        yield "fail", what, explain(refused)
+        is_missing = refused.reply_code == 404
+        yield ("warn", what, missing) if is_missing else ("fail", what, explain(refused))
         return
     problem = unsuitable(connection, queue)
     if problem:
         yield "warn", what, problem
-    if not waiting and consumers:
-        yield "ok", what, f"{ready} ready, {consumers} consumers"
-    elif not waiting:
-        yield "warn", what, f"{ready} ready, 0 consumers; no listener runs"
-    elif ready:
-        yield "warn", what, f"{ready} {waiting}"
+    text = f"{ready} ready, {consumers} consumers"  # who may hold some that are not ready
+    if bool(ready) if waiting else not consumers:
+        yield "warn", what, f"{text}; {waiting or 'no listener runs'}"
     else:
-        yield "ok", what, "no message ready; a listener may hold some" if consumers else "empty"
+        yield "ok", what, text
+
+
+def _check_role_api(options: K2hr3) -> Iterator[Row]:
+    began = time.monotonic()
+    status = RoleApi(options).delete(Probe().deletion)
+    milliseconds = 1000 * (time.monotonic() - began)
+    if status == 204:
+        yield "ok", "Role API", f"{options.api_url}, {milliseconds:.0f} ms"
+    else:
+        text = "K2HR3 answers 204, so something else may answer here; check api_url"
+        yield "warn", "Role API", f"{options.api_url}: {status}; {text}"
 
 
 def dump(config: Config, arguments: argparse.Namespace) -> int:
@@ -3265,95 +3375,89 @@ def dump(config: Config, arguments: argparse.Namespace) -> int:
 
     It has a temporary queue of its own, so a running listener loses nothing. Ctrl-C ends it.
     """
-    endpoint = Endpoint()
-    left = arguments.count
-    with open_connection(config) as connection, contextlib.suppress(KeyboardInterrupt):
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # pika can't be interrupted in a request
+    with open_connection(config) as connection:
         channel = connection.channel()
         bounded = {"x-max-length": 10000}
-        declared = channel.queue_declare("", exclusive=True, auto_delete=True, arguments=bounded)
-        queue = declared.method.queue
-        for source in config.sources:
-            for priority in endpoint.priorities():
-                channel.queue_bind(queue, source.exchange, f"{source.topic}.{priority}")
-        for _, properties, body in channel.consume(queue, auto_ack=True):
-            row = describe(config, endpoint, body, properties)
-            if row:
-                print(json.dumps(row), flush=True)
-                left -= 1
-            if left == 0:
-                break
+        queue = channel.queue_declare("", exclusive=True, arguments=bounded).method.queue
+        refused = []
+        for source, priority in itertools.product(config.sources, ENDPOINT.priorities()):
+            bind = partial(
+                BlockingChannel.queue_bind,
+                queue=queue,
+                exchange=source.exchange,
+                routing_key=f"{source.topic}.{priority}",
+            )
+            refused.append(refusal(connection, bind))
+        if all(refused):
+            raise cast(Exception, refused[0])
+        for problem in filter(None, refused):
+            tell(explain(problem))
+        rows = (
+            describe(config, config.sources, body, properties)
+            for _, properties, body in channel.consume(queue, auto_ack=True)
+        )
+        for row in itertools.islice(filter(None, rows), arguments.count):
+            print(json.dumps(row), flush=True)
     return 0
 
 
 def describe(
-    config: Config, endpoint: Endpoint, body: bytes, properties: pika.BasicProperties
+    config: Config, sources: Iterable[Source], body: bytes, properties: pika.BasicProperties
 ) -> dict[str, Any]:
     """Describe a notification and the DELETE it leads to; empty if no source accepts it."""
     row: dict[str, Any] = {}
     try:
         notification = decode(body, properties)
-        if not any(accepts(source, notification) for source in config.sources):
+        if not any(accepts(source, notification) for source in sources):
             return {}
         row["event_type"] = notification.event_type
         row.update(notification.metadata)
         row["publisher_id"] = notification.publisher_id
-        deletion = endpoint.deletion(notification)
+        deletion = ENDPOINT.deletion(notification)
         row["delete"] = deletion and f"{config.k2hr3.api_url}?{deletion.query}"
+        if deletion:
+            row["instance"] = deletion.cuk
+            row["host"] = ",".join(deletion.ips) or "all"
     except MalformedNotification as error:
         row["malformed"] = str(error)
     return row
 
 
-class Sample(NamedTuple):
-    """A notification for `emit`; `payload` makes one from an instance and its addresses."""
-
-    publisher_id: str
-    event_type: str
-    payload: Callable[[str, list[str]], Any]
-
-
+#: Notifications for `emit`, as the services publish them; CUK and IPS are replaced.
 SAMPLES = {
-    "neutron": Sample(
-        "network.sample",
-        "port.delete.end",
-        lambda cuk, ips: {
-            "port": {
-                "device_id": cuk,
-                "device_owner": "compute:nova",
-                "fixed_ips": [{"ip_address": ip} for ip in ips],
-            }
-        },
-    ),
-    "nova": Sample(
-        "nova-compute:sample",
-        "instance.delete.end",
-        lambda cuk, ips: {"nova_object.data": {"uuid": cuk, "state": "deleted"}},
-    ),
-    "compute": Sample(
-        "compute.sample",
-        "compute.instance.delete.end",
-        lambda cuk, ips: {"instance_id": cuk, "state": "deleted"},
-    ),
+    "neutron": """{
+        "publisher_id": "network.sample",
+        "event_type": "port.delete.end",
+        "payload": {"port": {"device_id": CUK, "device_owner": "compute:nova", "fixed_ips": IPS}}
+    }""",
+    "nova": """{
+        "publisher_id": "nova-compute:sample",
+        "event_type": "instance.delete.end",
+        "payload": {"nova_object.data": {"uuid": CUK, "state": "deleted"}}
+    }""",
+    "compute": """{
+        "publisher_id": "compute.sample",
+        "event_type": "compute.instance.delete.end",
+        "payload": {"instance_id": CUK, "state": "deleted"}
+    }""",
 }
 
 
-def sample_message(sample: Sample, deletion: Deletion) -> tuple[bytes, pika.BasicProperties]:
+def sample_message(pattern: str, deletion: Deletion) -> tuple[bytes, pika.BasicProperties]:
     """Return body and properties of a notification as a service publishes it."""
+    ips = [{"ip_address": ip} for ip in deletion.ips]
+    text = SAMPLES[pattern].replace("CUK", f'"{deletion.cuk}"').replace("IPS", json.dumps(ips))
     message = {
+        **json.loads(text),
         "message_id": str(uuid.uuid4()),
-        "publisher_id": sample.publisher_id,
-        "event_type": sample.event_type,
         "priority": "INFO",
-        "payload": sample.payload(deletion.cuk, list(deletion.ips)),
         "timestamp": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime()),
     }
-    properties = pika.BasicProperties(
-        content_type="application/json",
-        content_encoding="utf-8",
-        delivery_mode=2,
-        timestamp=int(time.time()),
-    )
     body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()
+    properties = pika.BasicProperties(
+        content_type="application/json", content_encoding="utf-8", delivery_mode=2
+    )
     return body, properties
 
 
@@ -3362,185 +3466,194 @@ def emit(config: Config, arguments: argparse.Namespace) -> int:
 
     The instance is random by default. A real one would be deleted from its roles.
     """
-    sample = SAMPLES[arguments.pattern]
     ips = tuple(arguments.ip) or ("192.0.2.1",)
     deletion = Deletion(arguments.instance or str(uuid.uuid4()), ips)
-    body, properties = sample_message(sample, deletion)
-    notification = decode(body, properties)
-    source = next((each for each in config.sources if accepts(each, notification)), None)
+    body, properties = sample_message(arguments.pattern, deletion)
+    sample = decode(body, properties)
+    what = f"{sample.event_type} of {sample.publisher_id}"
+    source = next((each for each in config.sources if accepts(each, sample)), None)
     if source is None:
-        raise Error(
-            f"no source of the settings accepts {sample.event_type} of {sample.publisher_id}"
-        )
+        raise Error(f"no source of the settings accepts {what}")
     with open_connection(config) as connection:
-        channel = connection.channel()
-        channel.confirm_delivery()
-        channel.exchange_declare(source.exchange, passive=True)
-        routing_key = f"{source.topic}.info"
-        channel.basic_publish(source.exchange, routing_key, body, properties, mandatory=True)
-    print(f"published {sample.event_type} of instance {deletion.cuk} to exchange {source.exchange}")
+        publish(connection, source.exchange, f"{source.topic}.info", body, properties)
+    print(
+        f"published {what} to exchange {source.exchange}\n"
+        f"It has arrived when the listener logs: deleted instance={deletion.cuk}\n"
+        "If that line does not come within seconds, run check, and dump before the next emit."
+    )
     return 0
 
 
+#: Our headers that a dead letter keeps while it stays one; True for numbers.
+LETTER_HEADERS = {
+    "x-k2hr3-queue": False,
+    "x-k2hr3-attempts": True,
+    "x-k2hr3-first-failure": True,
+    "x-k2hr3-last-failure": True,
+    "x-k2hr3-reason": False,
+    "x-k2hr3-doubt": False,
+}
+
+
 def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
-    """List the dead letters, with reason and age. Each one moves to the end of its queue.
+    """List the dead letters, one per line. Each one moves to the end of its queue.
 
     A queue with a delivery limit would drop letters that are only read and given back.
 
-    --replay moves each back to the queue that it came from, if that is one of ours. Letters whose
-    deletion is done stay: a person has to look at the roles. Look at the ages first: by now the
-    instance may have the same address again. --drop discards all letters.
+    --replay moves each back to the queue that it came from, if that is one of ours, or to the retry
+    queue if an attempt may have been carried out. Letters whose deletion is done stay: a person has
+    to look at the roles. Look at the ages first: by now the instance may have the same address
+    again. --drop discards them. Both handle exactly the letters that they list, and say how many.
+    The exit code is 1 if some could not be moved.
     """
     if arguments.replay and arguments.drop:
         raise UsageError("dead-letters: either --replay or --drop")
-    queue = config.queue + DEAD_LETTER.copy_to
-    subscribed = subscriptions(config, Endpoint())
-    failed = 0
+    if arguments.instance:
+        arguments.instance = Deletion(arguments.instance).cuk
+    counts: Counter[str] = Counter()
     progress = Progress()
     with open_connection(config) as connection:
         channel = connection.channel()
-        channel.confirm_delivery()
-        count = channel.queue_declare(queue, passive=True).method.message_count
+        count = ready_in(connection, config.queue + DEAD_LETTER.copy_to)
         for number in range(count):
-            method, properties, body = cast(Any, channel.basic_get(queue))
-            if method is None:
-                break
-            headers: Any = properties.headers or {}
-            # what is done already needs a person, not another attempt
-            is_replayed = arguments.replay and headers.get("x-k2hr3-doubt") != "done"
-            problem = ""
-            if not arguments.drop:
-                to = origin(config, subscribed, properties) if is_replayed else queue
-                problem = _copy_letter(channel, to, properties, body, keep=not is_replayed)
-            failed += bool(problem)
-            if not problem:
-                channel.basic_ack(method.delivery_tag)
-            print(_dead_letter_line(properties) + problem, flush=True)
+            counts[_handle_letter(config, channel, arguments).partition(" (")[0]] += 1
             progress.show(number + 1, count - number - 1)
-    return int(failed > 0)
+    told = ", ".join(f"{count} {result}" for result, count in counts.items() if result)
+    tell(told or "none", logging.INFO)
+    return int("not moved" in counts)
 
 
-def _copy_letter(
-    channel: BlockingChannel, queue: str, properties: pika.BasicProperties, body: bytes, keep: bool
-) -> str:
-    """Copy a dead letter to a queue; return why that failed, or an empty text.
-
-    :param keep: keep our headers, since it stays a dead letter
-    """
-    ours = _our_headers(properties) if keep else {"x-k2hr3-queue": queue}
+def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse.Namespace) -> str:
+    """List, move or drop the first dead letter; return what happened, or "" if it is not meant."""
+    queue = config.queue + DEAD_LETTER.copy_to
+    method, properties, body = cast(Any, channel.basic_get(queue))
+    if method is None:
+        return ""
+    ours = _our_headers(properties)
+    letter = _letter(config, body, properties)
+    is_listed = arguments.instance in (None, letter["instance"])
+    result = "listed" if is_listed else ""
+    to = queue
+    if is_listed and arguments.drop:
+        result = "dropped"
+        to = ""
+    elif is_listed and arguments.replay and ours.get("x-k2hr3-doubt") == "done":
+        result = "left as done"  # it needs a person, not another attempt
+    elif is_listed and arguments.replay:
+        to = origin(config, subscriptions(config, ENDPOINT), properties)
+        doubt = ours.get("x-k2hr3-doubt")
+        ours = {"x-k2hr3-queue": to}
+        if doubt:  # only a retry can tell that
+            to = config.queue + RETRY.copy_to
+            ours["x-k2hr3-doubt"] = doubt
+        result = f"moved to {to}"
     try:
-        copied = copied_properties(properties, ours)
-        channel.basic_publish("", queue, body, copied, mandatory=True)
-    except (amqp.UnroutableError, amqp.NackError) as error:
-        return f" not moved: {explain(error)}"
-    return ""
+        if to:
+            publish(channel.connection, "", to, body, copied_properties(properties, ours))
+        channel.basic_ack(method.delivery_tag)
+    except FAILURES as error:
+        result = f"not moved ({explain(error)})"
+    letter["result"] = result
+    if result and arguments.json:
+        letter["body"] = body.decode(errors="backslashreplace")
+        print(json.dumps(letter), flush=True)
+    elif result:
+        print(*(f"{name}={letter[name]}" for name in letter), flush=True)
+    return result
+
+
+def _letter(config: Config, body: bytes, properties: pika.BasicProperties) -> dict[str, Any]:
+    """Describe a dead letter. A stranger may have written it, so its texts are made printable."""
+    known = describe(config, [Source(event_type=None, publisher_id=None)], body, properties)
+    ours = _our_headers(properties)
+    since = ours.get("x-k2hr3-first-failure") or properties.timestamp
+    texts = ("instance", "host", "event_type", "message_id")
+    return {
+        **{name: printable(str(known.get(name, ""))) for name in texts},
+        "age_hours": round((time.time() - since) / 3600, 1) if since else None,
+        **{name: ours.get(f"x-k2hr3-{name}", "") for name in ("attempts", "queue", "reason")},
+    }
 
 
 def _our_headers(properties: pika.BasicProperties) -> dict[str, Any]:
     """Return our headers of a dead letter, bounded: a stranger may have written them."""
     headers: Any = properties.headers or {}
     ours: dict[str, Any] = {}
-    for name in ("x-k2hr3-attempts", "x-k2hr3-first-failure", "x-k2hr3-last-failure"):
-        if name in headers:
+    for name, is_number in LETTER_HEADERS.items():
+        if name in headers and is_number:
             ours[name] = int(number_header(properties, name))
-    for name in ("x-k2hr3-queue", "x-k2hr3-reason", "x-k2hr3-doubt"):
-        if name in headers:
+        elif name in headers:
             ours[name] = printable(str(headers[name]))
     return ours
-
-
-def _dead_letter_line(properties: pika.BasicProperties) -> str:
-    ours = _our_headers(properties)
-    since = ours.get("x-k2hr3-first-failure") or properties.timestamp
-    age = f"{(time.time() - since) / 3600:.1f} h" if since else "unknown"
-    return (
-        f"age={age} queue={ours.get('x-k2hr3-queue', '')} "
-        f"attempts={ours.get('x-k2hr3-attempts', 0)} reason={ours.get('x-k2hr3-reason', '')}"
-    )
 
 
 def delete(config: Config, arguments: argparse.Namespace) -> int:
     """Call the Role API by hand, to catch up after notifications were lost.
 
     Deletes one instance. With -, reads one per line from standard input: its UUID, followed by
-    addresses if only these are meant. Unknown instances are harmless. Prints the lines that
-    failed, so that they can be fed in again.
+    addresses if only these are meant. Unknown instances are harmless. Says on standard error what
+    it did. Prints the lines that failed, so that they can be fed in again; the exit code is 1 then.
 
     With --queue it does not call the Role API: it puts each deletion into the retry queue, and the
     listener makes it. While more than 100 wait there, it does nothing; the exit code is 75 then.
     """
-    if arguments.instance != "-":
-        # checked here: in a line an empty address would vanish, and all of the instance be deleted
-        Deletion(arguments.instance, tuple(arguments.ip))
-        lines = [" ".join([arguments.instance, *arguments.ip])]
-    elif arguments.ip:
-        raise UsageError("delete -: write the addresses into the lines of standard input")
-    else:
-        for stream in (sys.stdin, sys.stdout):  # bytes that are not UTF-8 are printed unchanged
-            cast(Any, stream).reconfigure(errors="surrogateescape")
-        lines = [line.strip() for line in sys.stdin if line.strip()]
-    left = deque(lines)
+    left = deque(_lines(arguments))
     failed: list[str] = []
-    if arguments.queue:
-        with open_connection(config) as connection:
-            if _retries_waiting(config, connection) > 100:
-                print("k2hr3_osnl: more than 100 deletions wait already", file=sys.stderr)
+    breaker = Breaker(config.k2hr3.retry_interval_seconds)
+    word = "queued" if arguments.queue else "deleted"
+    with contextlib.ExitStack() as stack:
+        if arguments.queue:
+            connection = stack.enter_context(open_connection(config))
+            if ready_in(connection, config.queue + RETRY.copy_to) > 100:
+                tell("more than 100 deletions wait already")
                 return os.EX_TEMPFAIL
-            channel = connection.channel()
-            channel.confirm_delivery()
-            _make_each(left, failed, partial(_queue_deletion, config, channel))
-    else:
-        api = RoleApi(config.k2hr3)
-        breaker = Breaker(config.k2hr3.retry_interval_seconds)
-        make = partial(_delete, api, breaker, config.k2hr3.max_retries)
-        _make_each(left, failed, make, lambda: breaker.open)
-    if arguments.queue:
-        LOG.info(f"{len(lines) - len(left) - len(failed)} queued")
+            make = partial(_queue_deletion, config, connection)
+        else:
+            make = partial(_delete, RoleApi(config.k2hr3), breaker, config.k2hr3.max_retries)
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        done = 0
+        progress = Progress()
+        while left and not breaker.open:
+            try:
+                cuk, *ips = left[0].split()
+                make(Deletion(cuk, tuple(ips)))
+                done += 1
+                tell(
+                    f"{word} instance={cuk} host={printable(','.join(ips) or 'all')}", logging.INFO
+                )
+            except FAILURES as error:
+                tell(f"{printable(left[0])}: {explain(error)}")
+                failed.append(left[0])
+            left.popleft()
+            progress.show(done, len(left))
     failed += left
+    if arguments.instance == "-":
+        tell(f"{done} {word}, {len(failed)} not", logging.INFO)
     print("".join(f"{line}\n" for line in failed), end="")
     return int(bool(failed))
 
 
-def _make_each(
-    left: Deque[str],
-    failed: list[str],
-    make: Callable[[Deletion], None],
-    gives_up: Callable[[], bool] = lambda: False,
+def _lines(arguments: argparse.Namespace) -> list[str]:
+    """Return the deletions to make, each one as a line of UUID and addresses."""
+    if arguments.instance != "-":
+        # checked here: in a line an empty address would vanish, and all of the instance be deleted
+        Deletion(arguments.instance, tuple(arguments.ip))
+        return [" ".join([arguments.instance, *arguments.ip])]
+    if arguments.ip:
+        raise UsageError("delete -: write the addresses into the lines of standard input")
+    for stream in (sys.stdin, sys.stdout):  # bytes that are not UTF-8 are printed unchanged
+        cast(Any, stream).reconfigure(errors="surrogateescape")
+    return [line.strip() for line in sys.stdin if line.strip()]
+
+
+def _queue_deletion(
+    config: Config, connection: pika.BlockingConnection, deletion: Deletion
 ) -> None:
-    """Make the deletions of lines one by one, and move those that fail from `left` to `failed`."""
-    progress = Progress()
-    done = 0
-    with contextlib.suppress(KeyboardInterrupt):
-        while left and not gives_up():
-            try:
-                cuk, *ips = left[0].split()
-                make(Deletion(cuk, tuple(ips)))
-            except (MalformedNotification, RoleApiError, amqp.AMQPError) as error:
-                print(f"k2hr3_osnl: {printable(left[0])}: {explain(error)}", file=sys.stderr)
-                failed.append(left[0])
-            left.popleft()
-            done += 1
-            progress.show(done, len(left))
-
-
-def _retries_waiting(config: Config, connection: pika.BlockingConnection) -> int:
-    """Return how many deletions are ready in the retry queue.
-
-    :raises amqp.ChannelClosedByBroker: it does not exist: no listener has run yet
-    """
-    state = inspect_queue(connection, config.queue + RETRY.copy_to)
-    if state.refused:
-        raise state.refused
-    return state.ready
-
-
-def _queue_deletion(config: Config, channel: BlockingChannel, deletion: Deletion) -> None:
     """Put a deletion into the retry queue, as a notification that any listener can read."""
-    sample = SAMPLES["neutron" if deletion.ips else "nova"]
-    body, properties = sample_message(sample, deletion)
+    body, properties = sample_message("neutron" if deletion.ips else "nova", deletion)
     queue = config.queue + RETRY.copy_to
     properties.headers = {"x-k2hr3-queue": queue, "x-k2hr3-reason": "by the command delete"}
-    channel.basic_publish("", queue, body, properties, mandatory=True)
+    publish(connection, "", queue, body, properties)
 
 
 def _delete(api: RoleApi, breaker: Breaker, retries: int, deletion: Deletion) -> None:
@@ -3580,18 +3693,25 @@ class Command(NamedTuple):
     arguments: Mapping[str, Mapping[str, Any]] = {}
 
 
+def _flag(text: str) -> dict[str, Any]:
+    return {"action": "store_true", "help": text}
+
+
 COMMANDS = {
     "listen": Command(listen, "k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini"),
     "drain": Command(drain, "*/5 * * * * k2hr3-osnl drain"),
     "check": Command(
         check,
         "k2hr3_osnl.py check",
-        {"--json": {"action": "store_true", "help": "print one JSON array instead"}},
+        {
+            "--json": _flag("print one JSON array instead, with the effective settings"),
+            "--strict": _flag("the exit code is 1 also if anything warns"),
+        },
     ),
     "dump": Command(
         dump,
         "k2hr3_osnl.py dump | jq .delete",
-        {"--count": {"type": int, "default": -1, "help": "end after this many notifications"}},
+        {"--count": {"type": int, "help": "end after this many notifications"}},
     ),
     "emit": Command(
         emit,
@@ -3609,15 +3729,17 @@ COMMANDS = {
         dead_letters,
         "k2hr3_osnl.py dead-letters --replay",
         {
-            "--replay": {"action": "store_true", "help": "move them back to where they came from"},
-            "--drop": {"action": "store_true", "help": "discard them"},
+            "--json": _flag("print JSON lines instead, with the bodies"),
+            "--instance": {"metavar": "UUID", "help": "only the letters of this instance"},
+            "--replay": _flag("move them back to where they came from"),
+            "--drop": _flag("discard them"),
         },
     ),
     "delete": Command(
         delete,
         "k2hr3-osnl-catch-up --since 3h | k2hr3_osnl.py delete --queue -",
         {
-            "--queue": {"action": "store_true", "help": "let the listener make the deletions"},
+            "--queue": _flag("let the listener make the deletions"),
             "instance": {"metavar": "UUID", "help": "the instance, or - for standard input"},
             "ip": {
                 "nargs": "*",
@@ -3627,20 +3749,32 @@ COMMANDS = {
         },
     ),
 }
+#: The end of `--help`.
+EPILOG = """\
+k2hr3_osnl.py COMMAND --help explains a command.
+
+exit codes:
+  0   done, or stopped by a signal
+  1   failed; check: something fails; dead-letters, delete: some could not be moved or deleted
+  2   the command line is wrong
+  75  drain: an attempt failed or something is left; delete --queue: too many wait already
+  78  a setting is wrong
+  130 ended by Ctrl-C
+
+environment:
+  OS_<SECTION>__<OPTION>  overrides an option of the settings files, as OS_K2HR3__API_URL does
+  NOTIFY_SOCKET           set by systemd: listen tells it its state
+"""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="k2hr3_osnl.py",
-        description="K2HR3 OpenStack Notification Listener: removes deleted instances from their "
-        "K2HR3 roles.",
-    )
+def _general_options(**options: Any) -> argparse.ArgumentParser:
+    """Return a parser of the options that may stand before and after the command."""
+    parser = argparse.ArgumentParser(**options, add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument(
         "-c",
         "--config-file",
         action="append",
         metavar="FILE",
-        default=[],
         help="a settings file; later ones win over earlier ones. By default the first that exists "
         f"of {', '.join(CONFIG_FILES)}",
     )
@@ -3648,34 +3782,47 @@ def _parser() -> argparse.ArgumentParser:
         text = f"overrides {name} of the settings: {', '.join(LEVELS)}"
         parser.add_argument(flag, dest=name, choices=LEVELS, metavar="LEVEL", help=text)
     parser.add_argument("-f", dest="log_file", help="overrides log_file of the settings")
+    return parser
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    usage = "%(prog)s [OPTIONS] [COMMAND [OPTIONS]]"
+    named: Any = {"prog": "k2hr3_osnl.py", "usage": usage}
+    exact: Any = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    general = _general_options(**named, **exact)
+    layout = {**exact, "parents": [general]}
+    description = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(**named, **layout, description=description, epilog=EPILOG)
     parser.add_argument("-v", "--version", action="version", version=f"k2hr3_osnl {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands, listen by default", dest="command", metavar="COMMAND", prog=parser.prog
+    )
     for name, command in COMMANDS.items():
         text = inspect.getdoc(command.function) or ""
+        summary = text.partition("\n")[0]
+        example = f"example:  {command.example}"
         subparser = commands.add_parser(
-            name,
-            help=text.partition("\n")[0],
-            description=text,
-            epilog=f"example:  {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, **layout, help=summary, description=text, epilog=example
         )
         for argument, properties in command.arguments.items():
             subparser.add_argument(argument, **properties)
-    return parser
+    found, rest = general.parse_known_args(argv)
+    return parser.parse_args(rest, found)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
+    given = vars(arguments)
     existing = [file for file in CONFIG_FILES if os.path.exists(file)]
     try:
-        config = Config.load(*(arguments.config_file or existing[:1]))
-        names = ("debug_level", "libs_debug_level", "log_file")
-        given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
-        set_up_logging(dataclasses.replace(config.default, **given))
+        config = Config.load(*given.get("config_file", existing[:1]))
+        names = given.keys() & {"debug_level", "libs_debug_level", "log_file"}
+        overriding = {name: given[name] for name in names}
+        set_up_logging(dataclasses.replace(config.default, **overriding))
         return COMMANDS[arguments.command or "listen"].function(config, arguments)
-    except (Error, amqp.AMQPError) as error:
-        print(f"k2hr3_osnl: {explain(error)}", file=sys.stderr)
+    except FAILURES as error:
+        tell(explain(error))
         if isinstance(error, UsageError):
             return 2
         return os.EX_CONFIG if isinstance(error, ConfigError) else 1
