@@ -3198,6 +3198,8 @@ HINTS = {
         "": "check api_url, and that K2HR3 runs",
     },
 }
+BY_SERVICE = "the service makes it with its first notification"
+BY_LISTENER = "the listener makes it when it starts"
 _FORCED = ("instance.update", "compute.instance.force_delete.end")
 #: Gaps: an event that is heard, those of which one is needed beside it, and what happens without.
 GAPS = (
@@ -3287,8 +3289,6 @@ def _in_time(what: str, seconds: float, part: Iterator[Row]) -> list[Row]:
 
 def _check_broker(config: Config) -> Iterator[Row]:
     retry_queue = config.queue + RETRY.copy_to
-    by_service = "the service makes it with its first notification"
-    by_listener = "missing; the listener makes it when it starts"
     with open_connection(config) as connection:
         impl = cast(Any, connection)._impl  # pika offers no other way to the server's properties
         host = impl.params
@@ -3300,24 +3300,25 @@ def _check_broker(config: Config) -> Iterator[Row]:
             declare = partial(BlockingChannel.exchange_declare, exchange=exchange, passive=True)
             refused = refusal(connection, declare)
             if refused:
-                hint = "check its control_exchange, and that its driver is messagingv2"
-                yield "fail", f"exchange {exchange}", f"{explain(refused)}; {by_service}: {hint}"
+                hint = (
+                    f"{BY_SERVICE}: check its control_exchange, and that its driver is messagingv2"
+                )
+                yield "fail", f"exchange {exchange}", f"{explain(refused)}; {hint}"
             else:
                 yield "ok", f"exchange {exchange}", "there"
         for each in subscriptions(config, ENDPOINT):
-            missing = by_listener if each.bindings else f"missing; {by_service}"
-            yield from _check_queue(connection, each.queue, missing)
+            yield from _check_queue(connection, each.queue, is_ours=bool(each.bindings))
             for _, routing_key in each.bindings:
                 yield from _check_default_queue(connection, routing_key)
                 # AMQP tells neither bindings nor which policy holds for a queue
                 show = f"rabbitmqctl list_bindings -p {shlex.quote(host.virtual_host)}"
                 text = f"not visible here; the listener makes it; shown by: {show} | grep "
                 yield "ok", f"binding of {each.queue}", f"{text}{routing_key}"
-        yield from _check_queue(connection, retry_queue, by_listener, "they wait for K2HR3")
+        yield from _check_queue(connection, retry_queue, waiting="they wait for K2HR3")
         text = f"not visible here; set by: {policy_command(config)}"
         yield "ok", f"policy of {retry_queue}", text
         hint = "they need a person: see the command dead-letters"
-        yield from _check_queue(connection, config.queue + DEAD_LETTER.copy_to, by_listener, hint)
+        yield from _check_queue(connection, config.queue + DEAD_LETTER.copy_to, waiting=hint)
 
 
 def _check_default_queue(connection: pika.BlockingConnection, queue: str) -> Iterator[Row]:
@@ -3335,21 +3336,23 @@ def _check_default_queue(connection: pika.BlockingConnection, queue: str) -> Ite
 
 
 def _check_queue(
-    connection: pika.BlockingConnection, queue: str, missing: str, waiting: str = ""
+    connection: pika.BlockingConnection, queue: str, is_ours: bool = True, waiting: str = ""
 ) -> Iterator[Row]:
     """Check a queue that the listener consumes or copies to.
 
-    :param missing: what to say where it is missing
+    :param is_ours: the listener makes it, and not a service
     :param waiting: if given, the queue should be empty, and this is what to say of its messages;
         otherwise it should have a consumer
     """
     what = f"queue {queue}"
     ready, consumers, refused = inspect_queue(connection, queue)
-    if refused:
-        is_missing = refused.reply_code == 404
-        yield ("warn", what, missing) if is_missing else ("fail", what, explain(refused))
+    if refused and refused.reply_code == 404:
+        yield "warn", what, f"missing; {BY_LISTENER if is_ours else BY_SERVICE}"
         return
-    problem = unsuitable(connection, queue)
+    if refused:
+        yield "fail", what, explain(refused)
+        return
+    problem = is_ours and unsuitable(connection, queue)
     if problem:
         yield "warn", what, problem
     text = f"{ready} ready, {consumers} consumers"  # who may hold some that are not ready
@@ -3389,10 +3392,10 @@ def dump(config: Config, arguments: argparse.Namespace) -> int:
                 routing_key=f"{source.topic}.{priority}",
             )
             refused.append(refusal(connection, bind))
-        if all(refused):
-            raise cast(Exception, refused[0])
         for problem in filter(None, refused):
             tell(explain(problem))
+        if all(refused):
+            return 1
         rows = (
             describe(config, config.sources, body, properties)
             for _, properties, body in channel.consume(queue, auto_ack=True)
@@ -3411,14 +3414,14 @@ def describe(
         notification = decode(body, properties)
         if not any(accepts(source, notification) for source in sources):
             return {}
-        row["event_type"] = notification.event_type
-        row.update(notification.metadata)
+        row = {"event_type": notification.event_type, **notification.metadata}
         row["publisher_id"] = notification.publisher_id
         deletion = ENDPOINT.deletion(notification)
-        row["delete"] = deletion and f"{config.k2hr3.api_url}?{deletion.query}"
+        row["delete"] = None
         if deletion:
             row["instance"] = deletion.cuk
             row["host"] = ",".join(deletion.ips) or "all"
+            row["delete"] = f"{config.k2hr3.api_url}?{deletion.query}"
     except MalformedNotification as error:
         row["malformed"] = str(error)
     return row
@@ -3530,7 +3533,7 @@ def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse
     if method is None:
         return ""
     ours = _our_headers(properties)
-    letter = _letter(config, body, properties)
+    letter = _letter(config, body, properties, ours)
     is_listed = arguments.instance in (None, letter["instance"])
     result = "listed" if is_listed else ""
     to = queue
@@ -3562,10 +3565,11 @@ def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse
     return result
 
 
-def _letter(config: Config, body: bytes, properties: pika.BasicProperties) -> dict[str, Any]:
+def _letter(
+    config: Config, body: bytes, properties: pika.BasicProperties, ours: dict[str, Any]
+) -> dict[str, Any]:
     """Describe a dead letter. A stranger may have written it, so its texts are made printable."""
     known = describe(config, [Source(event_type=None, publisher_id=None)], body, properties)
-    ours = _our_headers(properties)
     since = ours.get("x-k2hr3-first-failure") or properties.timestamp
     texts = ("instance", "host", "event_type", "message_id")
     return {
@@ -3598,6 +3602,7 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
     listener makes it. While more than 100 wait there, it does nothing; the exit code is 75 then.
     """
     left = deque(_lines(arguments))
+    total = len(left)
     failed: list[str] = []
     breaker = Breaker(config.k2hr3.retry_interval_seconds)
     word = "queued" if arguments.queue else "deleted"
@@ -3611,26 +3616,29 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
         else:
             make = partial(_delete, RoleApi(config.k2hr3), breaker, config.k2hr3.max_retries)
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        done = 0
         progress = Progress()
         while left and not breaker.open:
-            try:
-                cuk, *ips = left[0].split()
-                make(Deletion(cuk, tuple(ips)))
-                done += 1
-                tell(
-                    f"{word} instance={cuk} host={printable(','.join(ips) or 'all')}", logging.INFO
-                )
-            except FAILURES as error:
-                tell(f"{printable(left[0])}: {explain(error)}")
+            if not _make(make, word, left[0]):
                 failed.append(left[0])
             left.popleft()
-            progress.show(done, len(left))
+            progress.show(total - len(left), len(left))
     failed += left
     if arguments.instance == "-":
-        tell(f"{done} {word}, {len(failed)} not", logging.INFO)
+        tell(f"{total - len(failed)} {word}, {len(failed)} not", logging.INFO)
     print("".join(f"{line}\n" for line in failed), end="")
     return int(bool(failed))
+
+
+def _make(make: Callable[[Deletion], None], word: str, line: str) -> bool:
+    """Make the deletion of a line and tell it; return False if that failed."""
+    try:
+        cuk, *ips = line.split()
+        make(Deletion(cuk, tuple(ips)))
+    except FAILURES as error:
+        tell(f"{printable(line)}: {explain(error)}")
+        return False
+    tell(f"{word} instance={cuk} host={printable(','.join(ips) or 'all')}", logging.INFO)
+    return True
 
 
 def _lines(arguments: argparse.Namespace) -> list[str]:
@@ -3817,9 +3825,9 @@ def main(argv: list[str] | None = None) -> int:
     existing = [file for file in CONFIG_FILES if os.path.exists(file)]
     try:
         config = Config.load(*given.get("config_file", existing[:1]))
-        names = given.keys() & {"debug_level", "libs_debug_level", "log_file"}
-        overriding = {name: given[name] for name in names}
-        set_up_logging(dataclasses.replace(config.default, **overriding))
+        overriding = given.keys() & {"debug_level", "libs_debug_level", "log_file"}
+        default = dataclasses.replace(config.default, **{name: given[name] for name in overriding})
+        set_up_logging(default)
         return COMMANDS[arguments.command or "listen"].function(config, arguments)
     except FAILURES as error:
         tell(explain(error))
