@@ -5612,9 +5612,9 @@ def test_a_key_that_this_user_cannot_read_is_a_settings_error(
 def test_check_is_bounded_where_names_do_not_resolve(command: Run) -> None:
     # Given a name server that does not answer
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
-        silent.bind(("127.0.0.53", 53))
+        silent.bind(("127.9.9.9", 53))
         script = (
-            "echo 'nameserver 127.0.0.53\noptions timeout:30' >resolv.conf\n"
+            "echo 'nameserver 127.9.9.9\noptions timeout:30' >resolv.conf\n"
             'mount --bind resolv.conf /etc/resolv.conf\nexec "$@"'
         )
         sections = settings("rabbit://a:b@broker.test/", "http://k2hr3.test/v1/role")
