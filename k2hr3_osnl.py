@@ -60,7 +60,7 @@ import uuid
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Deque, Dict, NamedTuple, Optional, Tuple, Union, cast
@@ -137,6 +137,12 @@ class RoleApiError(Error):
         return self.status in (414, 431)
 
 
+def printable(text: str) -> str:
+    """Make text from outside safe for logs and headers: one line of ASCII, 300 characters."""
+    line = re.sub(r"[^ -~]+", "?", text)
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
 # --- Settings ----------------------------------------------------------------------------------
 
 
@@ -146,11 +152,13 @@ class Kind(NamedTuple):
     :param expected: what is expected, in words, for errors
     :param parse: makes the value from the text
     :param is_valid: checks the value; returns False, or raises, if it is wrong
+    :param nearest: returns the nearest value that can be used; a change is a warning
     """
 
     expected: str
     parse: Callable[[str], Any]
     is_valid: Callable[[Any], Any] = lambda value: True
+    nearest: Callable[[Any], Any] = lambda value: value
 
 
 def _whole_number(lowest: int, highest: int) -> Kind:
@@ -158,22 +166,35 @@ def _whole_number(lowest: int, highest: int) -> Kind:
     return Kind(expected, int, lambda number: lowest <= number <= highest)
 
 
+def _clamped_number(lowest: int, highest: int) -> Kind:
+    """Return the kind of a number that the predecessor or oslo.messaging take unbounded."""
+    return _whole_number(lowest, highest)._replace(
+        nearest=lambda number: min(max(number, lowest), highest)
+    )
+
+
+def _text(expected: str, pattern: str) -> Kind:
+    return Kind(expected, str, re.compile(pattern).fullmatch)
+
+
 def _parse_rules(text: str) -> Rules:
     pairs = [pair.split(":", 1) for pair in text.split(",") if pair.strip()]
-    return tuple((key.strip(), re.compile(regex.strip())) for key, regex in pairs)
+    rules = {key.strip(): re.compile(regex.strip()) for key, regex in pairs}
+    if "" in rules or len(rules) < len(pairs):  # oslo.config refuses both, too
+        raise ValueError
+    return tuple(rules.items())
 
 
-def _check_readable(file: str) -> bool:
+def _is_readable(file: str) -> bool:
     if file:
         open(file, "rb").close()
     return True
 
 
 def _is_writable(file: str) -> bool:
-    if file in STREAMS:
-        return True
     place = file if os.path.exists(file) else os.path.dirname(file) or "."
-    return not os.path.isdir(file) and os.access(place, os.W_OK)
+    is_file = "\0" not in file and not os.path.isdir(file)
+    return file in STREAMS or (is_file and os.access(place, os.W_OK))
 
 
 def _is_api_url(url: str) -> bool:
@@ -195,37 +216,66 @@ LEVELS = {
 }
 STREAMS = ("sys.stderr", "sys.stdout", "")
 LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", str, _is_writable)
-METRICS_FILE = Kind("a file, or nothing", str, lambda file: not os.path.isdir(file))
-FILE = Kind(f"a file that can be read by this user (uid {os.geteuid()})", str, _check_readable)
+METRICS_FILE = Kind(
+    "a file, or nothing", str, lambda file: "\0" not in file and not os.path.isdir(file)
+)
+FILE = Kind(f"a file that can be read by this user (uid {os.geteuid()})", str, _is_readable)
 LEVEL = Kind("one of " + ", ".join(LEVELS), str, LEVELS.__contains__)
-NAME = Kind(
-    "1 to 200 printable ASCII characters without spaces", str, re.compile("[!-~]{1,200}").fullmatch
-)
-POOL = Kind(
-    "up to 200 printable ASCII characters without spaces, or nothing",
-    str,
-    re.compile("[!-~]{0,200}").fullmatch,
-)
-LOGIN = Kind(
-    "one of AMQPLAIN, PLAIN, EXTERNAL",
-    str,
-    re.compile("amqplain|plain|external", re.I).fullmatch,
-)
+NAME = _text("1 to 200 printable ASCII characters without spaces", "[!-~]{1,200}")
+POOL = _text("up to 200 printable ASCII characters without spaces, or nothing", "[!-~]{0,200}")
+LOGIN = _text("one of AMQPLAIN, PLAIN, EXTERNAL", "(?i:amqplain|plain|external)")
 BOOLEAN = Kind("true or false", lambda text: configparser.ConfigParser.BOOLEAN_STATES[text.lower()])
 REGEX = Kind("a regular expression", lambda text: re.compile(text) if text else None)
 RULES = Kind("key:regex,key:regex", _parse_rules)
 API_URL = Kind("http[s]://host[:port][/path], without user or query", str, _is_api_url)
 TRANSPORT_URL = Kind(
     "rabbit://user:password@host:port[,user:password@host:port]/virtual_host with user and "
-    "password %-encoded",
+    "password %-encoded; for TLS set ssl in [oslo_messaging_rabbit]",
     str,
     lambda url: parse_transport_url(url),
 )
-OPTIONAL_URL = Kind(
-    f"{TRANSPORT_URL.expected}, or nothing",
-    str,
-    lambda url: not url or parse_transport_url(url),
-)
+
+
+class Tls(NamedTuple):
+    """What a section says about TLS.
+
+    :param options: the names of the options of the files, for errors and warnings
+    :param checks_hostname: False if somebody else checks it, or nobody
+    """
+
+    options: str
+    is_on: bool
+    ca_file: str
+    cert_file: str
+    key_file: str
+    verifies: bool
+    checks_hostname: bool = False
+
+    @property
+    def files(self) -> list[str]:
+        """The files that are given."""
+        return [file for file in (self.ca_file, self.cert_file, self.key_file) if file]
+
+    def context(self) -> ssl.SSLContext | None:
+        """Make the TLS context of a client; None if TLS is off.
+
+        :raises ConfigError: the files can't be used
+        """
+        if not self.is_on:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file or None)
+            if self.cert_file:
+                context.load_cert_chain(self.cert_file, self.key_file or None, password="")
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise ConfigError(
+                f"{self.options} = {', '.join(self.files)}: {error}: expected PEM files without a "
+                "pass phrase"
+            ) from None
+        context.check_hostname = self.verifies and self.checks_hostname
+        if not self.verifies:
+            context.verify_mode = ssl.CERT_NONE
+        return context
 
 
 def option(kind: Kind, default: Any, meaning: str) -> Any:
@@ -234,8 +284,8 @@ def option(kind: Kind, default: Any, meaning: str) -> Any:
     :param meaning: the line about it in the settings file k2hr3_osnl.ini (a test compares them)
     """
     metadata = {"kind": kind, "meaning": meaning}
-    is_secret = kind in (TRANSPORT_URL, OPTIONAL_URL)  # it holds a password
-    return dataclasses.field(default=default, repr=not is_secret, metadata=metadata)
+    has_password = kind is TRANSPORT_URL
+    return dataclasses.field(default=default, repr=not has_password, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -248,7 +298,7 @@ class Default:
     debug_level: str = option(LEVEL, "info", "log level of this program")
     libs_debug_level: str = option(LEVEL, "warn", "log level of pika and urllib3")
     metrics_file: str = option(METRICS_FILE, "", "figures for Prometheus, written here every 15 s")
-    transport_url: str = option(OPTIONAL_URL, "", "used if the next section has none")
+    transport_url: str = option(TRANSPORT_URL, "", "used if the next section has none")
 
 
 @dataclass(frozen=True)
@@ -291,19 +341,19 @@ class Rabbit:
     rabbit_login_method: str = option(LOGIN, "AMQPLAIN", "AMQPLAIN and PLAIN are sent as PLAIN")
     rabbit_quorum_queue: bool = option(BOOLEAN, False, "create quorum queues")
     rabbit_qos_prefetch_count: int = option(
-        _whole_number(0, 65535), 200, "most unacked notifications at a time; 0 means 200"
+        _clamped_number(0, 65535), 200, "most unacked notifications at a time; 0 means 200"
     )
     heartbeat_timeout_threshold: int = option(
-        _whole_number(0, 3600), 60, "seconds; 0: no heartbeat"
+        _clamped_number(0, 3600), 60, "seconds; 0: no heartbeat"
     )
     rabbit_retry_interval: int = option(
-        _whole_number(1, 3600), 1, "seconds before connecting again"
+        _clamped_number(1, 3600), 1, "seconds before connecting again"
     )
     rabbit_retry_backoff: int = option(
-        _whole_number(0, 3600), 2, "seconds added to that pause after each failure"
+        _clamped_number(0, 3600), 2, "seconds added to that pause after each failure"
     )
     rabbit_interval_max: int = option(
-        _whole_number(1, 3600), 30, "the longest such pause in seconds"
+        _clamped_number(1, 3600), 30, "the longest such pause in seconds"
     )
 
     @property
@@ -311,18 +361,31 @@ class Rabbit:
         """The limit of unacked notifications. In AMQP 0 would mean no limit, so 200 is used."""
         return self.rabbit_qos_prefetch_count or 200
 
+    @property
+    def tls(self) -> Tls:
+        """TLS to the broker."""
+        return Tls(
+            "[oslo_messaging_rabbit] ssl_ca_file, ssl_cert_file, ssl_key_file",
+            self.ssl,
+            self.ssl_ca_file,
+            self.ssl_cert_file,
+            self.ssl_key_file,
+            bool(self.ssl_ca_file),
+            self.ssl_enforce_hostname_verification,
+        )
+
 
 @dataclass(frozen=True)
 class K2hr3:
     """``[k2hr3]``: the Role API."""
 
     api_url: str = option(API_URL, "https://localhost/v1/role", "K2HR3's Role API")
-    timeout_seconds: int = option(_whole_number(1, 600), 60, "seconds in which an attempt ends")
+    timeout_seconds: int = option(_clamped_number(1, 600), 60, "seconds in which an attempt ends")
     retry_interval_seconds: int = option(
-        _whole_number(1, 600), 60, "longest pause in seconds between two attempts or probes"
+        _clamped_number(1, 600), 60, "longest pause in seconds between two attempts or probes"
     )
     max_retries: int = option(
-        _whole_number(0, 1000), 5, "how often the command delete tries again; not for the daemon"
+        _clamped_number(0, 1000), 5, "how often the command delete tries again; not for the daemon"
     )
     allow_self_signed_cert: bool = option(BOOLEAN, False, "do not verify the API's certificate")
     ca_file: str = option(FILE, "", "CA of the API; if empty, those of the system")
@@ -332,6 +395,18 @@ class K2hr3:
     dead_letter_after_seconds: int = option(
         _whole_number(0, 10**9), 0, "failing so long, and 3 times, makes a dead letter; 0: never"
     )
+
+    @property
+    def tls(self) -> Tls:
+        """TLS to the API. urllib3 checks the host name; with 1.26 ssl's own check fails for IPs."""
+        return Tls(
+            "[k2hr3] ca_file, cert_file, key_file",
+            self.api_url.startswith("https:"),
+            self.ca_file,
+            self.cert_file,
+            self.key_file,
+            not self.allow_self_signed_cert,
+        )
 
 
 NOTIFICATIONS = "oslo_messaging_notifications"
@@ -369,9 +444,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 LIVING_PORT_EVENTS = ("port.create.end", "port.update.end")
 #: Options of the predecessor and of oslo.messaging that are accepted and have no effect.
 WITHOUT_EFFECT = {
-    NOTIFICATIONS: ("executor", "allow_requeue", "topics", "driver", "retry"),
-    "k2hr3": ("requeue_on_error",),
+    "DEFAULT": "",
+    NOTIFICATIONS: "executor allow_requeue topics driver retry",
+    RABBIT: """
+        amqp_auto_delete amqp_durable_queues conn_pool_min_size conn_pool_ttl direct_mandatory_flag
+        enable_cancel_on_failover fake_rabbit heartbeat_in_pthread heartbeat_rate hostname
+        kombu_compression kombu_failover_strategy kombu_missing_consumer_retry_timeout
+        kombu_reconnect_delay kombu_reconnect_splay kombu_reconnect_timeout kombu_ssl_version
+        processname rabbit_durable_queues rabbit_ha_queues rabbit_max_retries
+        rabbit_quorum_delivery_limit rabbit_quorum_max_memory_bytes rabbit_quorum_max_memory_length
+        rabbit_stream_fanout rabbit_transient_queues_ttl rabbit_transient_quorum_queue
+        rpc_conn_pool_size ssl_enforce_fips_mode ssl_version use_queue_manager
+        """,
+    "k2hr3": "requeue_on_error",
 }
+#: How much a name must resemble one of ours to be a mistake, where others' names may stand, too.
+RESEMBLING = 0.85
+#: What the origin of an option from a URL's query ends with.
+IN_QUERY = ", query of transport_url"
 #: Other names of options: the predecessor's, and those of older releases of oslo.messaging.
 ALIASES = {
     "retries": "max_retries",
@@ -405,8 +495,8 @@ class Config:
         """Read settings files, of which a later one overrides an earlier one.
 
         Environment variables ``OS_<SECTION>__<OPTION>`` override the files. Texts are read as
-        oslo.config reads them: the last of duplicate keys wins, surrounding quotes are removed,
-        ``$$`` is ``$``, and ``%`` has no special meaning.
+        oslo.config reads them: sections without regard to case, the last of duplicate keys wins,
+        surrounding quotes are removed, ``$$`` and ``\\$`` are ``$``, and ``%`` is just ``%``.
 
         :raises ConfigError: a file can't be read, or a value is wrong
         """
@@ -415,31 +505,32 @@ class Config:
             _read_file(file, settings)
         variables = _read_environment(environ, settings)
         _inherit_transport_url(settings)
+        warnings: list[str] = []
         default, base, rabbit, k2hr3 = (
-            _build_section(section, settings, table()) for section, table in OPTIONS.items()
+            _build_section(section, settings, table(), warnings)
+            for section, table in OPTIONS.items()
         )
-        sources = tuple(_named_sources(settings, base)) or (base,)
+        sources = tuple(
+            _build_section(name, settings, replace(base, **PRESETS.get(name, {})), warnings)
+            for name in settings
+            if name.startswith(f"{NOTIFICATIONS}:")
+        ) or (base,)
         for source in sources:
             _check_source(source, base, settings)
-        try:  # both raise where a certificate and its key do not fit
-            parse_transport_url(base.transport_url, rabbit)
-            role_api_tls(k2hr3)
-        except ConfigError as error:
-            raise ConfigError(f"{', '.join(files)}: {error}") from None
-        warnings = (
-            *_unknown_options(settings),
-            *_overruled_options(settings, base),
-            *_risks(sources, rabbit, k2hr3, files),
-        )
-        return cls(default, sources, rabbit, k2hr3, (*files, *variables), warnings)
+        for tls in (rabbit.tls, k2hr3.tls):
+            _check_tls(tls, settings)
+        warnings += _unknown_names(settings)
+        warnings += _overruled_options(settings, base)
+        warnings += _risks(sources, rabbit, k2hr3, files)
+        return cls(default, sources, rabbit, k2hr3, (*files, *variables), tuple(warnings))
 
 
 def _set_option(settings: Settings, section: str, name: str, text: str, origin: str) -> None:
     """Set an option to a text, as oslo.config reads it."""
-    text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        text = text[1:-1]
-    settings[section][ALIASES.get(name, name)] = text.replace("$$", "$"), origin
+    text = re.sub(r"""(?s)\A(["'])(?:(.*)\1)?\Z""", r"\2", text.strip())  # without quotes
+    if text or name != "transport_url":  # to oslo.messaging an empty URL is none
+        text = text.replace(r"\$", "$$").replace("$$", "$")
+        settings[section][ALIASES.get(name, name)] = text, origin
 
 
 def _read_file(file: str, settings: Settings) -> None:
@@ -456,22 +547,24 @@ def _read_file(file: str, settings: Settings) -> None:
         raise ConfigError(
             f"{file}: {what}: expected a text file of [section] and option = value"
         ) from None
-    for section in parser.sections():
+    for name in parser.sections():
+        section = "DEFAULT" if name.upper() == "DEFAULT" else name.lower()
         settings.setdefault(section, {})  # an empty section of a named source counts, too
-        for name, text in parser.items(section):
-            _set_option(settings, section, name, text, file)
+        for option_name, text in parser.items(name):
+            _set_option(settings, section, option_name, text, file)
 
 
 def _read_environment(environ: Mapping[str, str], settings: Settings) -> list[str]:
     """Set options from environment variables; return the variables that were used."""
-    sections = {f"OS_{section}".upper(): section for section in settings}
-    origins = []
-    for variable, text in environ.items():
-        prefix, separator, name = variable.upper().partition("__")
-        if separator and prefix in sections:
-            origins.append(f"environment variable {variable}")
-            _set_option(settings, sections[prefix], name.lower(), text, origins[-1])
-    return origins
+    used = []
+    for section in settings:
+        prefix = f"OS_{section}__".upper()
+        for variable, text in environ.items():
+            if variable.upper().startswith(prefix):
+                used.append(f"environment variable {variable}")
+                name = variable[len(prefix) :].lower()
+                _set_option(settings, section, name, text, used[-1])
+    return used
 
 
 def _inherit_transport_url(settings: Settings) -> None:
@@ -479,18 +572,13 @@ def _inherit_transport_url(settings: Settings) -> None:
 
     oslo.messaging does the same.
     """
-    if settings["DEFAULT"].get("transport_url", ("",))[0]:
-        settings[NOTIFICATIONS].setdefault("transport_url", settings["DEFAULT"]["transport_url"])
-    url, origin = settings[NOTIFICATIONS].get("transport_url", ("", ""))
-    for name, text in urllib.parse.parse_qsl(url.partition("?")[2]):
-        settings[RABBIT][name] = text, f"{origin}, query of transport_url"
-
-
-def _named_sources(settings: Settings, base: Source) -> Iterator[Source]:
-    for section in settings:
-        if section.startswith(f"{NOTIFICATIONS}:"):
-            preset = dataclasses.replace(base, **PRESETS.get(section, {}))
-            yield _build_section(section, settings, preset)
+    given = settings[NOTIFICATIONS]
+    if "transport_url" in settings["DEFAULT"]:
+        given.setdefault("transport_url", settings["DEFAULT"]["transport_url"])
+    url, origin = given.get("transport_url", ("", ""))
+    query = urllib.parse.parse_qs(url.partition("#")[0].partition("?")[2])
+    for name, texts in query.items():
+        _set_option(settings, RABBIT, name, ",".join(texts), origin + IN_QUERY)
 
 
 def _check_source(source: Source, base: Source, settings: Settings) -> None:
@@ -508,7 +596,16 @@ def _check_source(source: Source, base: Source, settings: Settings) -> None:
         )
 
 
-def _build_section(section: str, settings: Settings, base: Any) -> Any:
+def _check_tls(tls: Tls, settings: Settings) -> None:
+    try:
+        tls.context()
+    except ConfigError as error:
+        given = (*settings[RABBIT].values(), *settings["k2hr3"].values())
+        origins = sorted({origin for text, origin in given if text in tls.files})
+        raise ConfigError(f"{', '.join(origins)}: {error}") from None
+
+
+def _build_section(section: str, settings: Settings, base: Any, warnings: list[str]) -> Any:
     """Return `base`, the dataclass of a section, changed by what the settings say."""
     values: dict[str, Any] = {"name": section} if isinstance(base, Source) else {}
     for field in dataclasses.fields(base):
@@ -516,29 +613,40 @@ def _build_section(section: str, settings: Settings, base: Any) -> Any:
             continue
         kind = field.metadata["kind"]
         text, origin = settings[section][field.name]
+        # before an @ there may be a password, and anywhere in a wrong transport_url
+        shown = printable(re.sub(r"(?s)\A.*@", "...@", text)) if field.repr else "..."
+        problem = f"{origin}: [{section}] {field.name} = {shown}: expected {kind.expected}"
         try:
-            values[field.name] = kind.parse(text)
-            if not kind.is_valid(values[field.name]):
+            given = kind.parse(text)
+            value = values[field.name] = kind.nearest(given)
+            if not kind.is_valid(value):
                 raise ValueError
-        except (ValueError, LookupError, ArithmeticError, OSError, re.error, ConfigError):
-            shown = re.sub("//.*@", "//…@", " ".join(text.split()))
-            if not field.repr:  # a password may be anywhere behind the first colon
-                shown = shown.partition(":")[0] + ":…"
-            raise ConfigError(
-                f"{origin}: [{section}] {field.name} = {shown}: expected {kind.expected}"
-            ) from None
-    return dataclasses.replace(base, **values)
+        except Exception:  # numbers, expressions, URLs and files raise many kinds
+            raise ConfigError(problem) from None
+        if value != given:
+            warnings.append(f"{problem}; {value} is used")
+    return replace(base, **values)
 
 
-def _unknown_options(settings: Settings) -> Iterator[str]:
+def _unknown_names(settings: Settings) -> Iterator[str]:
+    """Warn about sections and options that nothing uses.
+
+    :raises ConfigError: one stands in the query of transport_url, as in oslo.messaging
+    """
     for section, given in settings.items():
         table = section.partition(":")[0]
-        if table not in WITHOUT_EFFECT:
+        if table not in OPTIONS:
+            for nearest in difflib.get_close_matches(table, OPTIONS, 1, RESEMBLING):
+                yield f"[{section}]: unknown; the nearest known is [{nearest}]"
             continue
         known = [field.name for field in dataclasses.fields(OPTIONS[table]) if field.metadata]
-        for name in sorted(given.keys() - {*known, *WITHOUT_EFFECT[table]}):
-            nearest = difflib.get_close_matches(name, known, 1, 0.0)[0]
-            yield f"{given[name][1]}: [{section}] {name}: unknown; the nearest known is {nearest}"
+        resembling = RESEMBLING if table == "DEFAULT" else 0.0
+        for name in sorted(given.keys() - {*known, *WITHOUT_EFFECT[table].split()}):
+            origin = given[name][1]
+            for nearest in difflib.get_close_matches(name, known, 1, resembling):
+                if origin.endswith(IN_QUERY):  # its name may be the rest of a password
+                    raise ConfigError(f"{origin}: unknown option; the nearest known is {nearest}")
+                yield f"{origin}: [{section}] {name}: unknown; the nearest known is {nearest}"
 
 
 def _overruled_options(settings: Settings, base: Source) -> Iterator[str]:
@@ -556,6 +664,11 @@ def _overruled_options(settings: Settings, base: Source) -> Iterator[str]:
 def _risks(
     sources: Iterable[Source], rabbit: Rabbit, k2hr3: K2hr3, files: Iterable[str]
 ) -> Iterator[str]:
+    for tls in (rabbit.tls, k2hr3.tls):
+        if tls.files and not tls.is_on:
+            yield f"{tls.options}: not used, since TLS is off; see ssl, or https in api_url"
+        if tls.key_file and not tls.cert_file:
+            yield f"{tls.options}: the key is not used, since its certificate is missing"
     if rabbit.ssl and not rabbit.ssl_ca_file:
         yield f"[{RABBIT}] ssl without ssl_ca_file: unverified, any broker is trusted"
     if k2hr3.allow_self_signed_cert:
@@ -572,35 +685,15 @@ def _risks(
             yield f"{file}: everyone can read it, and it may hold a password: chmod o-r"
 
 
-def tls_context(
-    options: str, ca_file: str, cert_file: str, key_file: str, verify: bool
-) -> ssl.SSLContext:
-    """Make the TLS context of a client.
-
-    :param options: the names of the three options, for the error
-    :raises ConfigError: the files can't be used
-    """
-    try:
-        context = ssl.create_default_context(cafile=ca_file or None)
-        if cert_file:
-            context.load_cert_chain(cert_file, key_file or None, password="")
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        files = ", ".join(file for file in (ca_file, cert_file, key_file) if file)
-        raise ConfigError(
-            f"{options} = {files}: {error}: expected PEM files without a pass phrase"
-        ) from None
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 # --- Transport ---------------------------------------------------------------------------------
 
-_TRANSPORT = re.compile(r"(?:rabbit|kombu|amqp)://(?P<hosts>[^/?]+)/?(?P<path>[^?]*)(?:\?.*)?")
+_TRANSPORT = re.compile(
+    r"(?i:rabbit|kombu|amqp)://(?P<hosts>[^/?#]*)/?(?P<path>[^?#\n]*)(?:\?[^#]*)?(?:#.*)?"
+)
 _HOST = re.compile(
-    r"(?:(?P<user>[^:@]*)(?::(?P<password>.*))?@)?"
-    r"(?:\[(?P<ipv6>[\da-fA-F:.%]+)\]|(?P<name>[^\[\]:@\s]+))(?::(?P<port>[1-9]\d{0,4}))?"
+    r"(?:(?P<user>[^:\s]*)(?::(?P<password>.*))?@)?"
+    r"(?:\[(?P<ipv6>[\da-fA-F:.]+(?:%[\w.-]+)?)\]"
+    r"|(?P<name>[^\[\]:@\s\0]+|(?:[\da-fA-F]*:){2}[\da-fA-F:.]*))(?::(?P<port>[0-9]{1,5}))?"
 )
 
 
@@ -612,18 +705,25 @@ def parse_transport_url(url: str, rabbit: Rabbit = Rabbit()) -> list[pika.Connec
     :raises ConfigError: the URL is wrong. The text does not show it, since it may hold a password.
     """
     parts = _TRANSPORT.fullmatch(url)
-    hosts = [_HOST.fullmatch(host) for host in parts["hosts"].split(",")] if parts else [None]
-    tls = _rabbit_tls(rabbit)
+    hosts = [text for text in parts["hosts"].split(",") if text] if parts else [" "]
+    tls = rabbit.tls.context()
     found = []
-    for host in hosts:
-        if parts is None or host is None or int(host["port"] or 5672) > 65535:
+    for text in hosts or ["localhost"]:
+        host = _HOST.fullmatch(text)
+        if parts is None or host is None or not 0 < int(host["port"] or 5672) < 65536:
             raise ConfigError(f"transport_url: expected {TRANSPORT_URL.expected}")
         name = host["ipv6"] or host["name"]
+        user, password = (
+            urllib.parse.unquote(text or "guest") for text in host.group("user", "password")
+        )
+        credentials: Any = pika.PlainCredentials(user, password)
+        if rabbit.rabbit_login_method.upper() == "EXTERNAL":
+            credentials = pika.credentials.ExternalCredentials()
         parameters = pika.ConnectionParameters(
             name,
             int(host["port"] or 5672),
             urllib.parse.unquote(parts["path"]) or "/",
-            _credentials(host["user"], host["password"], rabbit),
+            credentials,
             heartbeat=rabbit.heartbeat_timeout_threshold,
             ssl_options=pika.SSLOptions(tls, name) if tls else None,
             socket_timeout=5,  # seconds, as for the TLS handshake and the login below
@@ -632,29 +732,6 @@ def parse_transport_url(url: str, rabbit: Rabbit = Rabbit()) -> list[pika.Connec
         )
         found.append(parameters)
     return found
-
-
-def _credentials(user: str | None, password: str | None, rabbit: Rabbit) -> Any:
-    if rabbit.rabbit_login_method.upper() == "EXTERNAL":
-        return pika.credentials.ExternalCredentials()
-    if not user:
-        user, password = "guest", password or "guest"
-    return pika.PlainCredentials(urllib.parse.unquote(user), urllib.parse.unquote(password or ""))
-
-
-def _rabbit_tls(rabbit: Rabbit) -> ssl.SSLContext | None:
-    if not rabbit.ssl:
-        return None
-    context = tls_context(
-        f"[{RABBIT}] ssl_ca_file, ssl_cert_file, ssl_key_file",
-        rabbit.ssl_ca_file,
-        rabbit.ssl_cert_file,
-        rabbit.ssl_key_file,
-        verify=bool(rabbit.ssl_ca_file),
-    )
-    if not rabbit.ssl_enforce_hostname_verification:
-        context.check_hostname = False
-    return context
 
 
 _SelectConnection: Any = pika.SelectConnection  # its types do not show what is needed here
@@ -723,7 +800,7 @@ def explain(error: BaseException | None) -> str:
         return f"{error.reply_code} {error.reply_text!s}"
     if isinstance(error, Error):
         return str(error)
-    return " ".join(repr(error).split())[:300]
+    return printable(repr(error))
 
 
 def refusal(
@@ -799,15 +876,14 @@ def ensure_queue(
         # A huge limit works everywhere. Without a limit, RabbitMQ 4.x drops a message after 20
         # returns. The limit -1 means "no limit" on 4.x, but 3.x drops at the first return then.
         arguments["x-delivery-limit"] = 2_000_000_000
-    for _ in range(2):  # 406: another listener has just created it, so look once more
-        refused = inspect_queue(connection, queue).refused
-        if refused and refused.reply_code == 404 and create:
-            refused = refusal(
-                connection,
-                lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments),
-            )
-        if refused is None or refused.reply_code != 406:
-            break
+    refused = inspect_queue(connection, queue).refused
+    if create and refused and refused.reply_code == 404:
+        refused = refusal(
+            connection,
+            lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments),
+        )
+        if refused and refused.reply_code == 406:  # another listener has just created it
+            refused = inspect_queue(connection, queue).refused
     return refused
 
 
@@ -1210,26 +1286,6 @@ class _TlsConnection(_Connection, HTTPSConnection):
             ) from None
 
 
-def role_api_tls(options: K2hr3) -> ssl.SSLContext | None:
-    """Make the TLS context for the Role API; None if `api_url` is plain HTTP.
-
-    :raises ConfigError: certificate files can't be used
-    """
-    if not options.api_url.startswith("https:"):
-        return None
-    context = tls_context(
-        "[k2hr3] ca_file, cert_file, key_file",
-        options.ca_file,
-        options.cert_file,
-        options.key_file,
-        verify=not options.allow_self_signed_cert,
-    )
-    # urllib3 checks the host name itself. The check of Python's ssl is turned off, because with
-    # urllib3 1.26 it fails if the host is an IP address.
-    context.check_hostname = False
-    return context
-
-
 class RoleApi:
     """K2HR3's Role API over one pool of kept-alive connections; safe from any thread.
 
@@ -1242,7 +1298,7 @@ class RoleApi:
         self._path = urllib.parse.urlsplit(options.api_url).path or "/"
         self._request = f"DELETE {options.api_url}"
         self._timeout = urllib3.Timeout(total=options.timeout_seconds)
-        tls = role_api_tls(options)
+        tls = options.tls.context()
         tls_options: Any = {"ssl_context": tls} if tls else {}
         self._pool: Any
         self._pool = urllib3.connection_from_url(
@@ -1601,12 +1657,6 @@ def number_header(properties: pika.BasicProperties, name: str) -> float:
     """Return a header that should be a number; 0 if it is missing, negative or anything else."""
     value: Any = (properties.headers or {}).get(name)
     return float(value) if isinstance(value, (int, float)) and 0 <= value < 2**40 else 0.0
-
-
-def printable(text: str) -> str:
-    """Make text from outside safe for logs and headers: one line of ASCII, 300 characters."""
-    line = re.sub(r"[^ -~]+", "?", text)
-    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 # --- Publisher ---------------------------------------------------------------------------------
@@ -2829,6 +2879,9 @@ CONFIG_FILES = (
     "/etc/k2hr3/k2hr3_osnl.ini",
     "/etc/k2hr3/k2hr3_osnl.conf",
     "/etc/k2hr3/k2hr3-osnl.conf",
+    "/usr/local/etc/k2hr3/k2hr3_osnl.ini",
+    "/usr/local/etc/k2hr3/k2hr3_osnl.conf",
+    "/usr/local/etc/k2hr3/k2hr3-osnl.conf",
 )
 
 
@@ -2860,7 +2913,7 @@ def set_up_logging(default: Default) -> None:
             )
         except OSError as error:
             raise ConfigError(
-                f"[DEFAULT] log_file = {default.log_file}: {error.strerror}: expected "
+                f"[DEFAULT] log_file = {printable(default.log_file)}: {error.strerror}: expected "
                 f"{LOG_FILE.expected}"
             ) from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -3826,7 +3879,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = Config.load(*given.get("config_file", existing[:1]))
         overriding = given.keys() & {"debug_level", "libs_debug_level", "log_file"}
-        default = dataclasses.replace(config.default, **{name: given[name] for name in overriding})
+        default = replace(config.default, **{name: given[name] for name in overriding})
         set_up_logging(default)
         return COMMANDS[arguments.command or "listen"].function(config, arguments)
     except FAILURES as error:
