@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PREFIX = /usr/local
 DESTDIR =
+# The user that runs it, and the group that may read its settings, as the unit files name them
+ACCOUNT = k2hr3-osnl
 GROUP = k2hr3
 VENV = .venv
 BIN = $(VENV)/bin
@@ -12,7 +14,8 @@ OPENSTACK = keystone==30.0.0 openstack-placement==16.0.0 glance==33.0.0 neutron=
 	nova==34.0.0 PyMySQL waitress
 INSTALLED = $(DESTDIR)$(PREFIX)
 UNITS = $(INSTALLED)/lib/systemd/system
-CATCH_UP = k2hr3-osnl-catch-up@.service k2hr3-osnl-catch-up@3h.timer k2hr3-osnl-catch-up@3d.timer
+UNIT_FILES = k2hr3-osnl.service k2hr3-osnl@.service \
+	$(addprefix k2hr3-osnl-catch-up@,.service 3h.timer 3d.timer)
 SETTINGS = $(DESTDIR)/etc/k2hr3/k2hr3_osnl.ini
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 # With RELEASE=trixie or RELEASE=sid everything runs on that Debian release's RabbitMQ.
@@ -43,8 +46,12 @@ $(VENV)/ready: k2hr3_osnl.py lab/requirements.txt lab/provide.sh
 	@$(BIN)/pip install -q --disable-pip-version-check $(DEPENDENCIES) -r lab/requirements.txt
 	@touch $@
 
-$(RELEASES:%=.brokers/%/ready): .brokers/%/ready: lab/release.sh
+$(RELEASES:%=.brokers/%/ready): .brokers/%/ready: lab/release.sh lab/debootstrap.sh
 	@lab/release.sh $* .brokers/$*
+	@touch $@
+
+.base/ready: lab/base.sh lab/debootstrap.sh
+	@lab/base.sh .base
 	@touch $@
 
 $(PREDECESSOR)/ready:
@@ -65,9 +72,9 @@ $(CLOUD)/ready:
 demo: $(VENV)/ready $(BROKER)  ## Instances are deleted, and K2HR3 hears of it; with its API down, too
 	@$(BIN)/python -m lab.demo
 
-test: $(VENV)/ready $(BROKER)  ## All tests, on a real broker
-	@lab/provide.sh prometheus prometheus-node-exporter python3-pika python3-urllib3 \
-		python3-openstacksdk supervisor systemd
+test: $(VENV)/ready .base/ready $(BROKER)  ## All tests, on a real broker
+	@lab/provide.sh prometheus prometheus-node-exporter python3-openstacksdk \
+		systemd-container podman runc
 	$(BIN)/python -m pytest $(if $(RELEASE),test_k2hr3_osnl.py lab lab/broker_tests.py)
 
 smoke: $(VENV)/ready $(BROKER)  ## RELEASE=trixie|sid: the tests that depend on the RabbitMQ
@@ -100,21 +107,26 @@ matrix: $(VENV)/ready $(RELEASES:%=.brokers/%/ready)  ## The tests that depend o
 
 broker: $(or $(BROKER),$(RELEASES:%=.brokers/%/ready))  ## RELEASE=trixie|sid: that Debian's RabbitMQ; so have demo, test, faults, bench
 
-install:  ## PREFIX=/usr/local DESTDIR=: k2hr3-osnl, its settings (kept if there), its unit file
+install:  ## PREFIX=/usr/local DESTDIR=: k2hr3-osnl, its settings (kept if there), unit files and user
 	install -D -m 755 k2hr3_osnl.py $(INSTALLED)/bin/k2hr3-osnl
 	@sed -i '1s|.*|#!/usr/bin/python3|' $(INSTALLED)/bin/k2hr3-osnl
 	install -m 755 contrib/k2hr3-osnl-catch-up $(INSTALLED)/bin/k2hr3-osnl-catch-up
 	install -d $(UNITS)
-	install -m 644 contrib/k2hr3-osnl.service $(addprefix contrib/,$(CATCH_UP)) $(UNITS)
-	@sed -i 's|/usr/local/bin|$(PREFIX)/bin|g' $(UNITS)/k2hr3-osnl.service $(UNITS)/k2hr3-osnl-catch-up@.service
-	@test -n "$(DESTDIR)" || getent group $(GROUP) >/dev/null || (set -x; groupadd -r $(GROUP))
+	install -m 644 $(addprefix contrib/,$(UNIT_FILES)) $(UNITS)
+	@sed -i 's|/usr/local/bin|$(PREFIX)/bin|g' $(filter %.service,$(addprefix $(UNITS)/,$(UNIT_FILES)))
+	@test -n "$(DESTDIR)" || getent group $(GROUP) >/dev/null || (set -x; \
+		groupadd --system $(GROUP))
+	@test -n "$(DESTDIR)" || getent passwd $(ACCOUNT) >/dev/null || (set -x; \
+		useradd --system --gid $(GROUP) --home-dir / --shell /usr/sbin/nologin $(ACCOUNT))
 	@test -e $(SETTINGS) || (set -x; \
 		install -D -m 640 $(if $(DESTDIR),,-g $(GROUP)) k2hr3_osnl.ini $(SETTINGS))
 
-uninstall:  ## The same without the settings, which are kept
+uninstall:  ## The same without the settings and the user, which are kept
 	rm -f $(addprefix $(INSTALLED)/bin/,k2hr3-osnl k2hr3-osnl-catch-up) \
-		$(addprefix $(UNITS)/,k2hr3-osnl.service $(CATCH_UP))
+		$(addprefix $(UNITS)/,$(UNIT_FILES))
+	@echo "kept: $(SETTINGS)$(if $(DESTDIR),,, the user $(ACCOUNT), the group $(GROUP))"
 
 clean:  ## Remove what these commands made
-	@test ! -e .brokers || $(SUDO) rm -rf --one-file-system .brokers
+	@for each in .brokers .base; do \
+		test ! -e $$each || $(SUDO) rm -rf --one-file-system $$each; done
 	rm -rf $(VENV) $(PREDECESSOR) $(CLOUD) .venv-matrix .mypy_cache .ruff_cache .pytest_cache .hypothesis

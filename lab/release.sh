@@ -12,24 +12,12 @@
 set -eu
 release=$1 folder=$2
 cd "$(dirname "$0")/.."
-lab/provide.sh debootstrap debian-archive-keyring
 sudo=
 [ "$(id -u)" = 0 ] || sudo=sudo
-
-# apt knows the mirror that this machine can reach. (Ubuntu's apt knows no Debian mirror.)
-mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' \
-    'Label: Debian' | head -n 1)
-mirror=${mirror:-http://deb.debian.org/debian}
-echo "building $folder from $mirror${sudo:+ (sudo asks for your password)}"
-$sudo rm -rf --one-file-system "$folder"
-mkdir -p "$folder/bin"
-# In a mount namespace of its own: debootstrap mounts /proc in the folder.
-$sudo unshare -m debootstrap --variant=minbase \
-    --include=rabbitmq-server,python3-pika,python3-urllib3 \
-    "$release" "$folder/root" "$mirror" >"$folder/log" 2>&1 ||
-    { tail -n 20 "$folder/log"; exit 1; }
+lab/debootstrap.sh "$release" "$folder/root" rabbitmq-server,python3-pika,python3-urllib3
 $sudo rm -rf "$folder/root/var/cache/apt/archives" "$folder/root/var/lib/apt/lists"
 
+mkdir -p "$folder/bin"
 cat >"$folder/run" <<'EOF'
 #!/bin/sh
 [ "$(id -u)" = 0 ] || root=-r
