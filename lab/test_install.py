@@ -12,7 +12,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -158,6 +158,37 @@ def options(file: str) -> dict[str, str]:
     """The options of a file of contrib, the last of each name."""
     lines = (CONTRIB / file).read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line and line[0] not in "#;")
+
+
+# --- What these tests stand on ------------------------------------------------------------------
+
+
+def test_nothing_of_a_box_is_left_when_its_owner_is_killed(tmp_path: Path) -> None:
+    def left() -> set[str]:
+        """What of it is there: a process, and its mount, which some process sees."""
+        found = set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (folder / "cmdline").read_bytes().split(b"\0")[-2:-1] == [
+                    str(tmp_path).encode()
+                ]:
+                    found.add("process")
+                if str(tmp_path) in (folder / "mounts").read_text():
+                    found.add("mount")
+        return found
+
+    script = f"""
+import subprocess
+from lab.machine import Box
+box = Box()
+subprocess.run(box.inside("mount", "-t", "tmpfs", "none", "{tmp_path}"), check=True)
+subprocess.run(box.inside("sh", "-c", "sleep 3600; :", "{tmp_path}"))
+"""
+    owner = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    wait_until(lambda: left() == {"process", "mount"}, 20, "the box")
+    owner.kill()
+    owner.wait()
+    wait_until(lambda: not left(), 10, "its end")
 
 
 # --- make install, and by hand ------------------------------------------------------------------
