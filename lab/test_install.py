@@ -45,6 +45,7 @@ BY_HAND = [
     "useradd --system --gid k2hr3 --home-dir / --shell /usr/sbin/nologin k2hr3-osnl",
     "mkdir -p /etc/k2hr3",
     "install -m 640 -g k2hr3 k2hr3_osnl.ini /etc/k2hr3/",
+    "cp contrib/k2hr3-osnl.service /etc/systemd/system/",
 ]
 CHECK = ["k2hr3-osnl -c /etc/k2hr3/k2hr3_osnl.ini check"]
 SYSTEMD = ["systemctl enable --now k2hr3-osnl"]
@@ -246,6 +247,8 @@ def test_what_the_readme_says_to_do_by_hand_makes_a_program_that_works(
     assert expected <= api.deleted
     denied = fresh_machine.run(f"setpriv --reuid=nobody --clear-groups {drain}", check=False)
     assert (denied.returncode, len(denied.stdout.splitlines())) == (78, 1), denied.stdout
+    follow(SYSTEMD, fresh_machine)
+    works(broker, api)
 
 
 def test_make_install_makes_the_user_whom_uninstall_keeps_and_says_so(
@@ -385,8 +388,9 @@ def test_the_units_bounds_fit_the_defaults() -> None:
 def test_systemd_starts_it_shows_its_state_and_reloads_it(
     machine: Machine, broker: Broker, api: RoleApi
 ) -> None:
-    log = "/var/log/k2hr3/osnl.log"
-    machine.write("/etc/default/k2hr3-osnl", f"OS_DEFAULT__LOG_FILE={log}\n")
+    log, metrics = "/var/log/k2hr3/osnl.log", "/run/k2hr3-osnl/k2hr3_osnl.prom"
+    files = f"OS_DEFAULT__LOG_FILE={log}\nOS_DEFAULT__METRICS_FILE={metrics}\n"
+    machine.write("/etc/default/k2hr3-osnl", files)
     # When
     follow(SYSTEMD, machine)
     # Then
@@ -399,6 +403,7 @@ def test_systemd_starts_it_shows_its_state_and_reloads_it(
         "k2hr3",
     ]
     assert machine.run("systemctl is-enabled k2hr3-osnl").stdout.strip() == "enabled"
+    machine.run(f"setpriv --reuid=nobody --clear-groups grep ^k2hr3_osnl_ {metrics}")
     # When its log file is moved away
     machine.run(f"mv {log} {log}.1; systemctl reload k2hr3-osnl")
     # Then what follows stands in a new one
