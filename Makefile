@@ -34,7 +34,7 @@ SMOKE = every_deletion_from_every_driver_is_made \
 	check_is_all_ok_where_a_listener_works dead_letters_are_replayed_to_where_they_came_from
 DEPENDENCIES = $(shell sed -n '/^\# dependencies/s/[^"]*\("[^]]*\).*/\1/p' k2hr3_osnl.py | tr -d ',')
 
-.PHONY: help demo test smoke mutants faults cloud bench lint matrix broker install uninstall clean
+.PHONY: help demo unit test smoke mutants faults cloud bench lint matrix broker install uninstall clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -72,10 +72,14 @@ $(CLOUD)/ready:
 demo: $(VENV)/ready $(BROKER)  ## Instances are deleted, and K2HR3 hears of it; with its API down, too
 	@$(BIN)/python -m lab.demo
 
-test: $(VENV)/ready .base/ready $(BROKER)  ## All tests, on a real broker
+unit: $(VENV)/ready  ## The tests that need no broker and little time
+	$(BIN)/python -m pytest -m "not broker and not slow" test_k2hr3_osnl.py
+
+test: $(VENV)/ready .base/ready $(BROKER)  ## All tests, on a real broker; K=word: those with it in their name
 	@lab/provide.sh prometheus prometheus-node-exporter python3-openstacksdk \
 		systemd-container podman runc
-	$(BIN)/python -m pytest $(if $(RELEASE),test_k2hr3_osnl.py lab lab/broker_tests.py)
+	$(BIN)/python -m pytest $(if $(K),-k "$(K)") \
+		$(if $(RELEASE),test_k2hr3_osnl.py lab lab/broker_tests.py)
 
 smoke: $(VENV)/ready $(BROKER)  ## RELEASE=trixie|sid: the tests that depend on the RabbitMQ
 	$(BIN)/python -m pytest $(SMOKE:%=test_k2hr3_osnl.py::test_%) $(if $(RELEASE),lab/broker_tests.py)

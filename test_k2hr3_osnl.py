@@ -17,7 +17,6 @@ import shlex
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -33,7 +32,6 @@ from dataclasses import fields, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit
 
@@ -44,14 +42,13 @@ import pika
 import psutil
 import pytest
 import urllib3
-from hypothesis import HealthCheck, Phase, assume, given
+from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from oslo_config import cfg
 from oslo_messaging._drivers import amqp as oslo_amqp
 from oslo_messaging._drivers import impl_rabbit
-from oslo_messaging._drivers.common import ConfigOptsProxy, deserialize_msg
-from oslo_messaging.notify.dispatcher import NotificationDispatcher
+from oslo_messaging._drivers.common import ConfigOptsProxy
 from pika.exceptions import ChannelClosedByBroker
 
 import k2hr3_osnl
@@ -75,8 +72,17 @@ from k2hr3_osnl import (
 from lab import wait_until
 from lab.broker import Broker, Depth, Message, free_port
 from lab.certificates import Certificates, Pair
-from lab.listener import PROGRAM, ListenerProcess, settings, write_settings
-from lab.notifier import Notifier, compute_instance, instance, noise, port
+from lab.listener import PROGRAM, ListenerProcess, NotifySocket, settings, write_settings
+from lab.notifier import (
+    Notifier,
+    compute_instance,
+    enveloped,
+    instance,
+    noise,
+    notification,
+    notified,
+    port,
+)
 from lab.odd import ODD_HEADERS
 from lab.proxy import Proxy
 from lab.role_api import (
@@ -93,22 +99,42 @@ from lab.role_api import (
     Slow,
     Status,
 )
+from lab.spelling import JSON_VALUES, RULES, OsloEndpoint, bodies, dispatch, nearly, thorough
 
 # --- Real parts --------------------------------------------------------------------------------
 
-QUEUES = ("k2hr3_osnl", "k2hr3_osnl.retry", "k2hr3_osnl.dead_letter")
+POOL, RETRY, DEAD = QUEUES = ("k2hr3_osnl", "k2hr3_osnl.retry", "k2hr3_osnl.dead_letter")
+CUK = "0f8e6f1c-7a4b-4d6e-9c1d-2a3b4c5d6e7f"
+ADDRESS = "10.0.0.5"
+#: Seconds that a busy machine may add to a deadline of the contract.
+SLACK = 1.0
 
 
 @pytest.fixture(scope="session")
-def the_broker() -> Iterator[Broker]:
-    """One RabbitMQ for the tests that leave it running."""
-    with Broker() as broker:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates for this run."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def served(certificates: Certificates) -> Pair:
+    """The files that the broker serves, whatever certificate is copied there."""
+    pair = Pair(certificates.folder / "served.crt", certificates.folder / "served.key")
+    for source, target in zip(certificates.server, pair):
+        shutil.copy(source, target)
+    return pair
+
+
+@pytest.fixture(scope="session")
+def the_broker(certificates: Certificates, served: Pair) -> Iterator[Broker]:
+    """One RabbitMQ for all tests, also those that kill it or raise its alarm."""
+    with Broker(certificates, served) as broker:
         yield broker
 
 
 @pytest.fixture
 def broker(the_broker: Broker) -> Broker:
-    """The RabbitMQ, without queues and exchanges of an earlier test."""
+    """The RabbitMQ, running, without queues and exchanges of an earlier test."""
     return emptied(the_broker)
 
 
@@ -124,6 +150,14 @@ def emptied(broker: Broker) -> Broker:
 
 
 @pytest.fixture
+def neutron(broker: Broker) -> Callable[..., None]:
+    """Publishes what Neutron says when a port of each of these instances is deleted; the exchange
+    and the pool are there."""
+    declare_neutron(broker)
+    return partial(delete_ports, broker)
+
+
+@pytest.fixture
 def api() -> Iterator[RoleApi]:
     """A Role API that is well."""
     with RoleApi() as api:
@@ -133,6 +167,211 @@ def api() -> Iterator[RoleApi]:
 def cuks(count: int) -> list[str]:
     """Fresh instance ids."""
     return [str(uuid.uuid4()) for _ in range(count)]
+
+
+# The program
+
+
+Sections = dict[str, dict[str, object]]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Run:
+    """Runs the program to its end; a traceback fails the test."""
+
+    def run(
+        sections: Sections | None,
+        *arguments: object,
+        given: str | bytes = "",
+        environment: Mapping[str, str] | None = None,
+        debug: bool = False,
+        before: Sequence[object] = (sys.executable, PROGRAM),
+        **options: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it with these settings, if any, in a file; `before` begins the command line."""
+        file = tmp_path / "k2hr3_osnl.ini"
+        with_file = [] if sections is None else ["-c", write_settings(file, sections)]
+        usual: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        done = subprocess.run(
+            [str(word) for word in (*before, *with_file, *arguments)],
+            input=given.encode() if isinstance(given, str) else given,
+            env={**os.environ, **(environment or {})},
+            **{"cwd": tmp_path, "timeout": 60, **usual, **options},
+        )
+        output, errors = (
+            (text or b"").decode(errors="replace") for text in (done.stdout, done.stderr)
+        )
+        if not debug:  # where pika logs them
+            assert "Traceback" not in output + errors, errors
+        return subprocess.CompletedProcess(done.args, done.returncode, output, errors)
+
+    return run
+
+
+def quick(url: str, api: RoleApi, **k2hr3: object) -> dict[str, dict[str, object]]:
+    """The usual set-up, which tries to connect each second."""
+    sections = settings(url, api.url, **k2hr3)
+    sections["oslo_messaging_rabbit"]["rabbit_interval_max"] = 1
+    return sections
+
+
+def with_presets(
+    broker: Broker, sections: dict[str, dict[str, object]], *services: str
+) -> dict[str, dict[str, object]]:
+    """The settings with sources of these services, whose exchanges are there."""
+    with closing(broker.amqp()) as connection:
+        for service in services:
+            connection.channel().exchange_declare(SERVICES[service][0], "topic", durable=True)
+    return {**sections, **{f"{NOTIFICATIONS}:{service}": {} for service in services}}
+
+
+def listening(
+    sections: Mapping[str, Mapping[str, object]], change: str = "", **options: Any
+) -> ListenerProcess:
+    """The listener, with a change of the module before it starts, say a shorter pause."""
+    program = f"import os, sys, k2hr3_osnl\n{change}\nsys.exit(k2hr3_osnl.main(sys.argv[1:]))"
+    return ListenerProcess(sections, driver=program if change else "", **options)
+
+
+def config_from(path: Path, sections: Mapping[str, Mapping[str, object]]) -> Config:
+    """The settings that these sections are, written to a file."""
+    return Config.load(str(write_settings(path, sections)), environ={})
+
+
+class Running:
+    """A listener as a library, in a thread; stopped with its context manager."""
+
+    def __init__(self, config: Config, endpoint: Endpoint | None = None) -> None:
+        self.listener = k2hr3_osnl.Listener(config, endpoint or Endpoint())
+        self.thread = threading.Thread(target=self.listener.run, daemon=True)
+
+    def __enter__(self) -> Running:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.listener.stop()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+def troubles(log: str) -> list[str]:
+    """The lines of a log that report a trouble, whoever logged them; no traceback is allowed."""
+    assert "Traceback" not in log, log
+    return re.findall(r"^.* (?:WARNING|ERROR|CRITICAL) .*$", log, re.M)
+
+
+# Messages
+
+
+def publish(
+    broker: Broker, *bodies: bytes, exchange: str = "neutron", key: str = "notifications.info"
+) -> None:
+    """Publish as a service does, as soon as a queue takes it."""
+
+    def published() -> bool:
+        broker.publish_many(bodies, exchange, key)
+        return True
+
+    wait_until(published, 20, f"a queue bound to {exchange}")
+
+
+def delete_ports(broker: Broker, *instances: str) -> None:
+    """Publish what Neutron says when a port of each of these instances is deleted."""
+    publish(broker, *map(notified, instances))
+
+
+def fill(broker: Broker, into: str, instances: Iterable[str], **headers: Any) -> None:
+    """Put a deletion for each instance into a queue, with our headers `x-k2hr3-…`."""
+    named: Any = {f"x-k2hr3-{name.replace('_', '-')}": value for name, value in headers.items()}
+    broker.publish_many(
+        [notified(cuk) for cuk in instances],
+        "",
+        into,
+        pika.BasicProperties(delivery_mode=2, headers=named),
+    )
+
+
+def headers(message: Message) -> dict[str, Any]:
+    """The headers of a message that was read."""
+    return dict(message.properties.headers or {})
+
+
+# Queues and requests
+
+
+def declare(
+    broker: Broker,
+    queue: str,
+    arguments: dict[str, Any] | None = None,
+    bound_to: tuple[str, str] | None = None,
+) -> None:
+    """Make a durable queue, as an operator or an earlier run did."""
+    with closing(broker.amqp()) as connection:
+        channel = connection.channel()
+        channel.queue_declare(queue, durable=True, arguments=arguments)
+        if bound_to:
+            channel.queue_bind(queue, *bound_to)
+
+
+def declare_neutron(broker: Broker, queue_type: str = "classic") -> None:
+    """Make what services and an earlier listener leave: the exchange, and the pool bound to it."""
+    with closing(broker.amqp()) as connection:
+        connection.channel().exchange_declare("neutron", "topic", durable=True)
+    declare(broker, POOL, {"x-queue-type": queue_type}, ("neutron", "notifications.info"))
+
+
+def wait_for_binding(broker: Broker, pool: str) -> None:
+    """Wait until a listener has bound its pool queue."""
+    wait_until(lambda: broker.bindings(pool), 20, f"{pool} to be bound")
+
+
+def total(broker: Broker, *queues: str) -> int:
+    """Messages in some queues, held ones included."""
+    found = broker.queues()
+    return sum(found[queue].total for queue in queues if queue in found)
+
+
+def instances_in(broker: Broker, *queues: str) -> list[str]:
+    """The instances whose deletions are ready in some queues, in their order."""
+    there = broker.queues()
+    found = [
+        re.search(rb"device_id\W+([0-9a-f-]{36})", message.body)
+        for queue in queues
+        if queue in there
+        for message in broker.messages(queue)
+    ]
+    return [match[1].decode() for match in found if match]
+
+
+def consumed(broker: Broker, queue: str = POOL) -> bool:
+    """Whether a queue has a consumer, asked by AMQP: the management API takes seconds to know."""
+    with closing(broker.amqp()) as connection:
+        return connection.channel().queue_declare(queue, passive=True).method.consumer_count > 0
+
+
+def asked(api: RoleApi, instances: Iterable[str]) -> list[str]:
+    """The instances of the requests so far, each as often as it was asked for, without probes."""
+    wanted = set(instances)
+    return sorted(request.cuk for request in api.requests if request.cuk in wanted)
+
+
+def query(request: Request) -> dict[str, Any]:
+    """The query of a DELETE, each parameter of which is there once; `host` is read as JSON."""
+    assert request.method == "DELETE"
+    pairs = parse_qsl(urlsplit(request.target).query, keep_blank_values=True, strict_parsing=True)
+    found: dict[str, Any] = dict(pairs)
+    assert len(found) == len(pairs)
+    if "host" in found:
+        found["host"] = json.loads(found["host"])
+    return found
+
+
+def all_done(broker: Broker, api: RoleApi, expected: Iterable[str], timeout: float = 30) -> None:
+    """Wait until all instances are deleted, and nothing is left in any queue."""
+    wait_until(lambda: set(expected) <= api.deleted, timeout, "all deletions")
+    wait_until(lambda: total(broker, *QUEUES) == 0, 15, "empty queues")
 
 
 # --- Settings ----------------------------------------------------------------------------------
@@ -934,8 +1173,14 @@ def test_the_transport_url_of_default_is_used_where_the_sources_have_none(
 
 MAX_BYTES = 8 * 1024 * 1024
 GZIP, BZ2 = "application/x-gzip", "application/x-bz2"
-CUK = "0f8e6f1c-7a4b-4d6e-9c1d-2a3b4c5d6e7f"
-PORT_PAYLOAD = port(CUK, ["::1"])
+GOOD = notified(CUK)
+GOOD_INSIDE = notification(port(CUK, [ADDRESS]), version=None)
+DEEP = b"[" * 100_000
+compressions = pytest.mark.parametrize(
+    ("compress", "compression"),
+    [(bytes, None), (zlib.compress, GZIP), (bz2.compress, BZ2)],
+    ids=["plain", "gzip", "bz2"],
+)
 
 
 def properties(compression: Any = None) -> pika.BasicProperties:
@@ -945,128 +1190,89 @@ def properties(compression: Any = None) -> pika.BasicProperties:
     )
 
 
-def bare(**changes: Any) -> dict[str, Any]:
-    """A notification as it is inside its envelope; a member that is `...` is left out."""
-    message = {
-        "message_id": "1",
-        "publisher_id": "network.host1",
-        "timestamp": "2026-03-02",
-        "event_type": "port.delete.end",
-        "priority": "INFO",
-        "payload": PORT_PAYLOAD,
-        "_unique_id": "2",
-        "_context_user": "neutron",
-        "_context_roles": ["a"],
-        **changes,
-    }
-    return {name: value for name, value in message.items() if value is not ...}
-
-
-def envelope(message: Any, version: Any = "2.0") -> bytes:
-    """A message in the envelope of messagingv2."""
-    return json.dumps({"oslo.version": version, "oslo.message": json.dumps(message)}).encode()
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        json.dumps(bare()).encode(),
-        envelope(bare()),
-        envelope(bare(), "2.1"),
-        envelope(bare(), "2.17"),
-    ],
-    ids=["1.0", "2.0", "2.1", "2.17"],
-)
-@pytest.mark.parametrize(
-    ("compress", "compression"),
-    [(bytes, None), (zlib.compress, GZIP), (bz2.compress, BZ2)],
-    ids=["plain", "gzip", "bz2"],
-)
+@pytest.mark.parametrize("version", [None, "2.0", "2.1", "2.17"])
+@compressions
 def test_notifications_are_read_from_every_envelope_and_compression(
-    body: bytes, compress: Any, compression: str | None
+    version: str | None, compress: Any, compression: str | None
 ) -> None:
+    payload = port(CUK, ["::1"])
+    body = notification(payload, version=version, message_id="1", timestamp="2026-03-02")
+
     assert decode(compress(body), properties(compression)) == Notification(
         {"user": "neutron", "roles": ["a"]},
         "network.host1",
         "port.delete.end",
         "info",
-        PORT_PAYLOAD,
+        payload,
         {"message_id": "1", "timestamp": "2026-03-02"},
     )
 
 
 @pytest.mark.parametrize(
-    ("body", "compression", "reason"),
+    ("body", "reason", "compression"),
     [
-        (b"", None, "not JSON"),
-        (b"hello", None, "not JSON"),
-        (b'{"event_type": "port', None, "not JSON"),
-        (b"\xff\xfe{\x00", None, "not UTF-8"),
-        ("é".encode("latin-1"), None, "not UTF-8"),
-        (json.dumps(bare()).encode("utf-16"), None, "not UTF-8"),
-        (json.dumps(bare()).encode("utf-16-le"), None, "not JSON"),
-        (b"[]", None, "not an object"),
-        (b"null", None, "not an object"),
-        (b'"x"', None, "an object"),
-        (b"[" * 100_000, None, "nested too deeply"),
-        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, None, "nested too deeply"),
-        (
-            json.dumps({"oslo.version": "2.0", "oslo.message": "[" * 100_000}).encode(),
-            None,
-            "nested too deeply",
-        ),
-        (b"{}", None, "publisher_id is missing"),
-        (envelope(bare(), "1.0"), None, "version '1.0' is not 2"),
-        (envelope(bare(), "3.0"), None, "version '3.0' is not 2"),
-        (envelope(bare(), "2"), None, "version '2' is not 2.x"),
-        (envelope(bare(), "2.x"), None, "version '2.x' is not 2.x"),
-        (envelope(bare(), "20.0"), None, "version '20.0' is not 2"),
-        (envelope(bare(), ""), None, "version '' is not 2"),
-        (envelope(bare(), 2.0), None, "version 2.0 is not 2"),
-        (envelope(bare(), None), None, "version None is not 2"),
-        (envelope("text"), None, "not an object"),
-        (b'{"oslo.version": "2.0", "oslo.message": {}}', None, "oslo.message is not a string"),
-        (b'{"oslo.version": "2.0", "oslo.message": "{"}', None, "not JSON"),
-        (envelope(bare(event_type=...)), None, "event_type is missing"),
-        (envelope(bare(event_type=1)), None, "event_type is .*not a string"),
-        (envelope(bare(publisher_id=["x"])), None, "publisher_id is .*not a string"),
-        (envelope(bare(priority=None)), None, "priority is .*not a string"),
-        (envelope(bare()), GZIP, "body is not 'application/x-gzip'"),
-        (envelope(bare()), BZ2, "body is not 'application/x-bz2'"),
-        (b"", GZIP, "cut off"),
-        (b"", BZ2, "cut off"),
-        (zlib.compress(envelope(bare()))[:-9], GZIP, "cut off"),
-        (bz2.compress(envelope(bare()))[:-9], BZ2, "cut off"),
-        (envelope(bare()), "application/zstd", "compression 'application/zstd' is not known"),
-        (envelope(bare()), ["x"], r"compression \['x'\] is not known"),
-        (envelope(bare(payload="x" * MAX_BYTES)), None, "larger than 8388608 bytes"),
-        (b"\0" * (MAX_BYTES + 1), GZIP, "larger than 8388608 bytes"),
-        (zlib.compress(b" " * (MAX_BYTES + 1)), GZIP, "larger than 8388608 bytes"),
-        (bz2.compress(b" " * (MAX_BYTES + 1)), BZ2, "larger than 8388608 bytes"),
+        (b"", "not JSON", None),
+        (b"hello", "not JSON", None),
+        (GOOD[:-20], "not JSON", None),
+        (GOOD + GOOD, "not JSON", None),
+        (b"\xff\xfe{\x00", "not UTF-8", None),
+        ("é".encode("latin-1"), "not UTF-8", None),
+        (GOOD_INSIDE.decode().encode("utf-16"), "not UTF-8", None),
+        (GOOD_INSIDE.decode().encode("utf-16-le"), "not JSON", None),
+        (b"[" + GOOD_INSIDE + b"]", "not an object", None),
+        (b"null", "not an object", None),
+        (b"17", "not an object", None),
+        (b'"x"', "an object", None),
+        (DEEP, "nested too deeply", None),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply", None),
+        (enveloped(DEEP.decode()), "nested too deeply", None),
+        (b"{}", "publisher_id is missing", None),
+        (enveloped("{}", "1.0"), "version '1.0' is not 2", None),
+        (enveloped("{}", "3.0"), "version '3.0' is not 2", None),
+        (enveloped("{}", "2"), "version '2' is not 2.x", None),
+        (enveloped("{}", "2.x"), "version '2.x' is not 2.x", None),
+        (enveloped("{}", "20.0"), "version '20.0' is not 2", None),
+        (enveloped("{}", ""), "version '' is not 2", None),
+        (enveloped("{}", 2.0), "version 2.0 is not 2", None),
+        (enveloped("{}", None), "version None is not 2", None),
+        (enveloped('"text"'), "not an object", None),
+        (enveloped({}), "oslo.message is not a string", None),
+        (enveloped("{"), "not JSON", None),
+        (notification({}, ...), "event_type is missing", None),
+        (notification({}, 1), "event_type is .*not a string", None),
+        (notification({}, None), "event_type is .*not a string", None),
+        (notification({}, publisher_id=["x"]), "publisher_id is .*not a string", None),
+        (notification({}, priority=None), "priority is .*not a string", None),
+        (notification({}, priority=20), "priority is .*not a string", None),
+        (GOOD, "body is not 'application/x-gzip'", GZIP),
+        (GOOD, "body is not 'application/x-bz2'", BZ2),
+        (b"", "cut off", GZIP),
+        (b"", "cut off", BZ2),
+        (zlib.compress(GOOD)[:-9], "cut off", GZIP),
+        (bz2.compress(GOOD)[:-9], "cut off", BZ2),
+        (GOOD, "compression 'application/zstd' is not known", "application/zstd"),
+        (GOOD, "compression 17 is not known", 17),
+        (GOOD, r"compression \['x'\] is not known", ["x"]),
     ],
     ids=lambda value: repr(value)[:30],
 )
 def test_bad_bodies_are_malformed_with_a_reason_a_person_understands(
-    body: bytes, compression: Any, reason: str
+    body: bytes | str, reason: str, compression: Any
 ) -> None:
     with pytest.raises(MalformedNotification, match=reason) as error:
-        decode(body, properties(compression))
+        decode(body if isinstance(body, bytes) else body.encode(), properties(compression))
 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("compress", "compression"),
-    [(bytes, None), (zlib.compress, GZIP), (bz2.compress, BZ2)],
-    ids=["plain", "gzip", "bz2"],
-)
+@compressions
 def test_a_body_of_exactly_8_mib_is_read_and_one_byte_more_is_not(
     compress: Any, compression: str | None
 ) -> None:
-    largest = envelope(bare()).ljust(MAX_BYTES)
+    largest = GOOD.ljust(MAX_BYTES)
 
     assert decode(compress(largest), properties(compression)).event_type == "port.delete.end"
-    with pytest.raises(MalformedNotification, match="larger"):
+    with pytest.raises(MalformedNotification, match="larger than 8388608 bytes"):
         decode(compress(largest + b" "), properties(compression))
 
 
@@ -1091,11 +1297,12 @@ def test_a_bomb_is_refused_before_it_is_unpacked(compressor: Any, compression: s
 
 @pytest.mark.parametrize("event", noise(), ids=lambda event: event[0])
 def test_everyday_events_are_recognised_without_decoding(event: tuple[str, dict[str, Any]]) -> None:
-    message = bare(event_type=event[0], payload=event[1])
+    event_type, payload = event
+    for version in (None, "2.0"):
+        body = notification(payload, event_type, version)
 
-    assert quick_event_type(json.dumps(message).encode(), properties()) == event[0].encode()
-    assert quick_event_type(envelope(message), properties()) == event[0].encode()
-    assert quick_event_type(zlib.compress(envelope(message)), properties(GZIP)) is None
+        assert quick_event_type(body, properties()) == event_type.encode()
+        assert quick_event_type(zlib.compress(body), properties(GZIP)) is None
 
 
 @pytest.mark.parametrize(
@@ -1109,9 +1316,9 @@ def test_everyday_events_are_recognised_without_decoding(event: tuple[str, dict[
         ("\\u0065vent_type", "_event_type"),
     ],
 )
-@pytest.mark.parametrize("enveloped", [False, True])
+@pytest.mark.parametrize("is_enveloped", [False, True])
 def test_a_key_in_disguise_does_not_deceive_the_quick_look(
-    key: str, other: str, enveloped: bool
+    key: str, other: str, is_enveloped: bool
 ) -> None:
     members = [
         f'"{key}": "port.delete.end"',
@@ -1121,127 +1328,19 @@ def test_a_key_in_disguise_does_not_deceive_the_quick_look(
     ]
     for order in (members, members[::-1]):
         text = "{" + ", ".join(order) + "}"
-        body = json.dumps({"oslo.version": "2.0", "oslo.message": text}) if enveloped else text
+        body = (enveloped(text) if is_enveloped else text).encode()
 
-        assert decode(body.encode(), properties()).event_type == "port.delete.end"
-        assert quick_event_type(body.encode(), properties()) in (None, b"port.delete.end")
+        assert decode(body, properties()).event_type == "port.delete.end"
+        assert quick_event_type(body, properties()) in (None, b"port.delete.end")
 
 
 # Notifications of every spelling, by hypothesis
 
-KEYS = st.one_of(
-    st.just("event_type"),
-    st.sampled_from(["old_event_type", "event_type\\", "uuid", "a"]),
-    st.text(max_size=5),
-)
-EVENT_TYPES = st.one_of(
-    st.sampled_from(["port.delete.end", "port.update.end", "a:b", "x-y", "event_type", ""]),
-    st.text(max_size=8),
-)
-TEXTS = st.one_of(
-    EVENT_TYPES,
-    st.sampled_from(
-        [
-            '"event_type": "x"',
-            '{"event_type": "x"}',
-            '\\"event_type\\": \\"x\\"',
-            "\\u0065vent_type",
-        ]
-    ),
-)
-JSON_VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), TEXTS),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=4)),
-    max_leaves=8,
-)
-MESSAGES = st.builds(
-    lambda event_type, publisher_id, priority, payload, more, context: {
-        **more,
-        "event_type": event_type,
-        "publisher_id": publisher_id,
-        "priority": priority,
-        "payload": payload,
-        **{f"_context_{key}": value for key, value in context.items()},
-        "message_id": "1",
-        "timestamp": "2026-03-02",
-    },
-    EVENT_TYPES,
-    st.sampled_from(["network.h", "compute.h", ""]),
-    st.sampled_from(["INFO", "info", "ERROR"]),
-    JSON_VALUES | st.dictionaries(KEYS, EVENT_TYPES, min_size=1, max_size=2),
-    st.dictionaries(KEYS, JSON_VALUES, max_size=2),
-    st.dictionaries(KEYS, JSON_VALUES, max_size=3),
-)
-
-
-def spell(value: Any, chance: random.Random) -> str:
-    r"""JSON of a value: keys in any order, any white space, ``\uXXXX`` here and there."""
-    space = chance.choice(["", "", " ", "\n\t"])
-    if isinstance(value, str):
-        share = chance.choice([0, 0, 0, 0.1, 1])
-        return (
-            '"'
-            + "".join(
-                "".join(f"\\u{unit:04x}" for unit in utf_16(char))
-                if chance.random() < share
-                else json.dumps(char, ensure_ascii=chance.random() < 0.5)[1:-1]
-                for char in value
-            )
-            + '"'
-        )
-    if isinstance(value, list):
-        return "[" + f",{space}".join(spell(item, chance) for item in value) + space + "]"
-    if isinstance(value, dict):
-        items = list(value.items())
-        chance.shuffle(items)
-        return (
-            "{"
-            + f"{space},".join(
-                f"{spell(key, chance)}{space}:{space}{spell(item, chance)}" for key, item in items
-            )
-            + "}"
-        )
-    return json.dumps(value)
-
-
-def utf_16(char: str) -> list[int]:
-    """The code units that JSON writes a character with."""
-    units = char.encode("utf-16-be", "surrogatepass")
-    return [units[at] * 256 + units[at + 1] for at in range(0, len(units), 2)]
-
-
-def spelled(message: Any, version: str | None, more: Any, chance: random.Random) -> bytes:
-    """A message body, bare or in an envelope that may hold more."""
-    text = spell(message, chance)
-    if version:
-        text = spell({**more, "oslo.version": version, "oslo.message": text}, chance)
-    return text.encode()
-
-
-def bodies(*versions: str | None) -> st.SearchStrategy[bytes]:
-    """Message bodies, in envelopes of these versions; None: bare."""
-    return st.builds(
-        spelled,
-        MESSAGES,
-        st.sampled_from(versions),
-        st.dictionaries(KEYS, JSON_VALUES, max_size=1),
-        st.integers(0, 2**32).map(random.Random),
-    )  # st.randoms is 10 times slower
-
-
 BODIES = bodies(None, "2.0", "2.3")
 OSLO_BODIES = bodies(None, "2.0")  # what oslo.messaging sends; it refuses a later minor version
-#: Shrinking these examples takes minutes and makes them no clearer.
-thorough = hypothesis_settings(
-    deadline=None,
-    database=None,
-    max_examples=300,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
 
 
-@thorough
+@thorough(300)
 @given(body=BODIES)
 def test_the_quick_look_never_differs_from_the_full_decode(body: bytes) -> None:
     quick = quick_event_type(body, properties())
@@ -1249,31 +1348,7 @@ def test_the_quick_look_never_differs_from_the_full_decode(body: bytes) -> None:
     assert quick is None or quick.decode() == decode(body, properties()).event_type
 
 
-class OsloEndpoint:
-    """One that remembers what the real dispatcher called it with."""
-
-    def __init__(self, **rules: Any) -> None:
-        self.filter_rule = oslo_messaging.NotificationFilter(**rules)
-        self.called: tuple[Any, ...] = ()
-
-    def info(self, *arguments: Any) -> None:
-        self.called = arguments
-
-    error = info
-
-
-def dispatch(body: bytes, endpoint: OsloEndpoint) -> None:
-    """Let oslo.messaging read a body and call its endpoint, if that one's filter lets it."""
-    message = deserialize_msg(json.loads(body))
-    context = oslo_amqp.unpack_context(message).to_dict()
-    for name in ("msg_id", "reply_q", "client_timeout"):  # of RPC, no part of a notification
-        context.pop(name, None)
-    NotificationDispatcher([endpoint], oslo_messaging.NoOpSerializer()).dispatch(
-        SimpleNamespace(ctxt=context, message=message)
-    )
-
-
-@thorough
+@thorough(150)
 @given(body=OSLO_BODIES)
 def test_notifications_are_read_as_oslo_messaging_reads_them(body: bytes) -> None:
     oslo = OsloEndpoint()
@@ -1290,42 +1365,28 @@ def test_notifications_are_read_as_oslo_messaging_reads_them(body: bytes) -> Non
     )
 
 
-REGEXES = st.sampled_from(["", "^port", r".*\.end$", "a|x", "^$", "delete", "network", "[^a]", "1"])
-DICTS = st.dictionaries(
-    st.sampled_from(["event_type", "uuid", "a", "message_id", "timestamp"]), REGEXES, max_size=2
-)
-#: One or two of the filter's five rules; with more of them nearly nothing is accepted.
-RULES = st.lists(
-    st.one_of(
-        st.tuples(st.sampled_from(["event_type", "publisher_id"]), REGEXES),
-        st.tuples(st.sampled_from(["context", "metadata", "payload"]), DICTS),
-    ),
-    max_size=2,
-).map(dict)
+def source_with(**rules: str) -> Source:
+    """The source that these options of the section of notifications make."""
+    section = NOTIFICATIONS.upper()
+    options = {f"OS_{section}__{name.upper()}": rule for name, rule in rules.items()}
+    # without TLS to the Role API, for which certificates would be read
+    (source,) = Config.load(environ={"OS_K2HR3__API_URL": "http://k2hr3/", **options}).sources
+    return source
 
 
-@thorough
+@thorough(150)
 @given(body=OSLO_BODIES, rules=RULES)
-def test_the_filter_accepts_what_oslo_messagings_accepts(
-    body: bytes, rules: dict[str, dict[str, str] | str]
-) -> None:
+def test_the_filter_accepts_what_oslo_accepts(body: bytes, rules: dict[str, Any]) -> None:
     oslo = OsloEndpoint(**rules)
-    try:
+    with suppress(TypeError):  # a rule for a payload that is no object: oslo.messaging trips
         dispatch(body, oslo)
-    except TypeError:
-        pass  # a rule for a payload that is no object: oslo.messaging trips
-    (source,) = Config.load(
-        environ={
-            f"OS_{NOTIFICATIONS.upper()}__{name.upper()}": ",".join(
-                f"{key}:{regex}" for key, regex in rule.items()
-            )
-            if isinstance(rule, dict)
-            else rule
-            for name, rule in {"event_type": "", "publisher_id": "", **rules}.items()
-        }
-    ).sources
+    options = {"event_type": "", "publisher_id": ""}
+    for name, rule in rules.items():
+        options[name] = rule if isinstance(rule, str) else ",".join(map(":".join, rule.items()))
 
-    assert accepts(source, decode(body, properties())) == bool(oslo.called)
+    accepted = accepts(source_with(**options), decode(body, properties()))
+
+    assert accepted == bool(oslo.called)
 
 
 @pytest.mark.parametrize(
@@ -1348,16 +1409,15 @@ def test_the_filter_accepts_what_oslo_messagings_accepts(
     ],
 )
 def test_the_five_rules_of_the_filter(rules: dict[str, str], accepted: bool) -> None:
-    (source,) = Config.load(
-        environ={
-            f"OS_{NOTIFICATIONS.upper()}__{name.upper()}": rule for name, rule in rules.items()
-        }
-    ).sources
+    body = notification(port(CUK, [ADDRESS]), message_id="1")
 
-    assert accepts(source, decode(envelope(bare()), properties())) is accepted
+    assert accepts(source_with(**rules), decode(body, properties())) is accepted
 
 
-@thorough
+ANY_VALUE = source_with(context="a:.*", payload="a:.*,uuid:.*")
+
+
+@thorough(150)
 @given(
     body=st.one_of(
         st.binary(max_size=200),
@@ -1379,23 +1439,11 @@ def test_no_body_raises_anything_but_malformed_notification(
 ) -> None:
     body, sent = compress(body)[:kept], pika.BasicProperties(headers=headers)
     quick_event_type(body, sent)
-    try:
-        notification = decode(body, sent)
-    except MalformedNotification:
-        pass
-    else:
-        (source,) = Config.load(
-            environ={
-                f"OS_{NOTIFICATIONS.upper()}__CONTEXT": "a:.*",
-                f"OS_{NOTIFICATIONS.upper()}__PAYLOAD": "a:.*,uuid:.*",
-            }
-        ).sources
-        accepts(source, notification)
+    with suppress(MalformedNotification):
+        accepts(ANY_VALUE, decode(body, sent))
 
 
 # --- Deletion ----------------------------------------------------------------------------------
-
-ADDRESS = "10.0.0.5"
 
 
 def deletion_of(payload: Any, event_type: str = "port.delete.end") -> Deletion | None:
@@ -1432,34 +1480,29 @@ def test_payloads_become_deletions_with_the_canonical_cuk(
 
 
 @pytest.mark.parametrize(
-    "payload",
+    "members",
     [
-        port(CUK, []),
-        port(CUK, [], fixed_ips=None),
-        port(CUK, [], fixed_ips=...),
-        port("", [ADDRESS]),
-        port(CUK, [ADDRESS], device_id=None),
-        port(CUK, [ADDRESS], device_id=...),
-        port("dhcp0f8e-7a4b", [ADDRESS], device_owner=...),
-        port("reserved_dhcp_port", [ADDRESS], device_owner=None),
-        *(
-            port(CUK, [ADDRESS], device_owner=owner)
-            for owner in (
-                "network:dhcp",
-                "network:router_interface",
-                "network:floatingip",
-                "trunk:subport",
-                "baremetal:none",
-                "",
-                "Compute:nova",
-                "xcompute:nova",
-            )
-        ),
-        {"port_id": CUK},
+        {"fixed_ips": []},
+        {"fixed_ips": None},
+        {"fixed_ips": ...},
+        {"device_id": ""},
+        {"device_id": None},
+        {"device_id": ...},
+        {"device_id": "dhcp0f8e-7a4b", "device_owner": ...},
+        {"device_id": "reserved_dhcp_port", "device_owner": None},
+        {"device_owner": "network:dhcp"},
+        {"device_owner": "network:router_interface"},
+        {"device_owner": "network:floatingip"},
+        {"device_owner": "trunk:subport"},
+        {"device_owner": "baremetal:none"},
+        {"device_owner": ""},
+        {"device_owner": "Compute:nova"},
+        {"device_owner": "xcompute:nova"},
     ],
+    ids=repr,
 )
-def test_everyday_ports_are_ignored(payload: dict[str, Any]) -> None:
-    assert deletion_of(payload) is None
+def test_everyday_ports_are_ignored(members: dict[str, Any]) -> None:
+    assert deletion_of(port(CUK, [ADDRESS], **members)) is None
 
 
 def test_a_neutron_that_sends_no_port_is_warned_about_once(
@@ -1467,9 +1510,20 @@ def test_a_neutron_that_sends_no_port_is_warned_about_once(
 ) -> None:
     endpoint = Endpoint()
     for _ in range(3):
-        endpoint.info(Notification({}, "network.h", "", "info", {"port_id": "x"}, {}))
+        assert endpoint.info(Notification({}, "", "", "info", {"port_id": CUK}, {})) is None
 
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+NO_UUIDS = (
+    CUK + "0",
+    CUK + "\n",
+    CUK[1:],
+    "٠" + CUK[1:],
+    CUK.replace("-", "", 1),
+    f"{{{CUK}}}",
+    f"urn:uuid:{CUK}",
+)
 
 
 @pytest.mark.parametrize(
@@ -1481,13 +1535,7 @@ def test_a_neutron_that_sends_no_port_is_warned_about_once(
         ({}, "payload has none of"),
         ({"a": 1}, "payload has none of"),
         (port("no uuid", [ADDRESS]), "instance id 'no uuid' is not a UUID"),
-        (port(CUK + "0", [ADDRESS]), "is not a UUID"),
-        (port(CUK + "\n", [ADDRESS]), "is not a UUID"),
-        (port(CUK[1:], [ADDRESS]), "is not a UUID"),
-        (port(f"{{{CUK}}}", [ADDRESS]), "is not a UUID"),
-        (port("urn:uuid:" + CUK, [ADDRESS]), "is not a UUID"),
-        (port(CUK.replace("-", "", 1), [ADDRESS]), "is not a UUID"),
-        (port("٠" + CUK[1:], [ADDRESS]), "is not a UUID"),
+        *((port(cuk, [ADDRESS]), "is not a UUID") for cuk in NO_UUIDS),
         (port(CUK, [ADDRESS], device_id=7), "device_id is a int"),
         (port(CUK, [ADDRESS], device_owner=[]), "device_owner is a list"),
         (port(CUK, [], fixed_ips=ADDRESS), "fixed_ips is a str"),
@@ -1495,21 +1543,15 @@ def test_a_neutron_that_sends_no_port_is_warned_about_once(
         (port(CUK, [], fixed_ips=[ADDRESS]), "address"),
         (port(CUK, [], fixed_ips=[{}]), "address"),
         (port(CUK, [], fixed_ips=[None]), "address"),
-        (port(CUK, [], fixed_ips=ips(None)), "address"),
-        (port(CUK, [], fixed_ips=ips("")), "address"),
-        (port(CUK, [], fixed_ips=ips(7)), "7"),
+        *((port(CUK, [], fixed_ips=ips(ADDRESS, bad)), "address") for bad in ("", None, 7)),
         (port(CUK, [], fixed_ips=ips(ADDRESS, "10.0.0.256")), "'10.0.0.256' is not an IP address"),
         (port(CUK, [], fixed_ips=ips("10.0.0.0/24")), "is not an IP address"),
         (port(CUK, [], fixed_ips=ips("my-host")), "is not an IP address"),
         ({"port": "x"}, "port is a str"),
         ({"port": []}, "port is a list"),
-        ({"nova_object.data": None}, "not a UUID"),
+        *(({"nova_object.data": data}, "not a UUID") for data in (None, {}, {"uuid": 7})),
         ({"nova_object.data": []}, "data is a list"),
-        ({"nova_object.data": {}}, "not a UUID"),
-        ({"nova_object.data": {"uuid": 7}}, "not a UUID"),
-        ({"instance_id": None}, "not a UUID"),
-        ({"instance_id": "7"}, "'7' is not a UUID"),
-        ({"instance_id": {"x": CUK}}, "not a UUID"),
+        *(({"instance_id": bad}, "not a UUID") for bad in (None, "7", {"x": CUK}, [CUK])),
     ],
 )
 def test_payloads_that_no_attempt_can_make_good_are_malformed(payload: Any, reason: str) -> None:
@@ -1565,39 +1607,11 @@ def test_a_state_that_is_no_text_is_malformed(
         deletion_of(with_state(to_payload(CUK), state), event_type)
 
 
-@st.composite
-def nearly_payloads(draw: st.DrawFn) -> Any:
-    """A service's payload with some members replaced by anything."""
-    payload = draw(
-        st.sampled_from(
-            [
-                port(CUK, [ADDRESS, "::1"]),
-                port(CUK.upper(), [ADDRESS]),
-                instance(CUK),
-                compute_instance(CUK),
-            ]
-        )
-    )
-    payload = json.loads(json.dumps(payload))
-    port_ = payload.get("port", payload)
-    places: list[tuple[Any, Any]] = [
-        (payload, "port"),
-        (payload, "nova_object.data"),
-        (payload, "instance_id"),
-        (port_, "device_id"),
-        (port_, "device_owner"),
-        (port_, "fixed_ips"),
-        *((ip, "ip_address") for ip in port_.get("fixed_ips", [])),
-        *((port_["fixed_ips"], at) for at in range(len(port_.get("fixed_ips", [])))),
-    ]
-    values = st.one_of(JSON_VALUES, st.sampled_from(["", CUK, ADDRESS, [], {}, None]))
-    for holder, key in draw(st.lists(st.sampled_from(places), max_size=2)):
-        holder[key] = draw(values)
-    return payload
+PAYLOADS = (port(CUK, [ADDRESS, "::1"]), instance(CUK), compute_instance(CUK))
 
 
-@thorough
-@given(payload=nearly_payloads() | JSON_VALUES)
+@thorough(150)
+@given(payload=nearly(*PAYLOADS) | JSON_VALUES)
 def test_no_payload_raises_anything_else_and_no_port_is_widened_to_its_instance(
     payload: Any,
 ) -> None:
@@ -1615,23 +1629,6 @@ def test_no_payload_raises_anything_else_and_no_port_is_widened_to_its_instance(
             assert deletion.ips == ()
 
 
-class Embedded(Endpoint):
-    """What a vendoring project writes."""
-
-    def error(self, notification: Notification) -> Any:
-        """Another priority, another payload shape."""
-        return notification.payload()
-
-
-def test_an_endpoint_must_return_a_deletion() -> None:
-    endpoint = Embedded()
-    assert endpoint.priorities() == ["info", "error"]
-    for payload, expected in ((lambda: None, None), (lambda: Deletion(CUK), Deletion(CUK))):
-        assert endpoint.deletion(Notification({}, "", "", "error", payload, {})) == expected
-    with pytest.raises(MalformedNotification, match="'text'"):
-        endpoint.deletion(Notification({}, "", "", "error", lambda: "text", {}))
-
-
 def test_a_priority_without_a_method_is_ignored() -> None:
     assert Endpoint().priorities() == ["info"]
     for priority in ("error", "priorities", "deletion", "__init__"):
@@ -1646,9 +1643,8 @@ INSTANCE = Deletion(CUK)
 
 def client(api_url: str, **options: Any) -> k2hr3_osnl.RoleApi:
     """Our side of the Role API; attempts end within 1 s."""
-    return k2hr3_osnl.RoleApi(
-        dataclasses.replace(Config().k2hr3, api_url=api_url, timeout_seconds=1, **options)
-    )
+    options = {"timeout_seconds": 1, **options}
+    return k2hr3_osnl.RoleApi(dataclasses.replace(Config().k2hr3, api_url=api_url, **options))
 
 
 def failure(of: k2hr3_osnl.RoleApi, deletion: Deletion = INSTANCE) -> RoleApiError:
@@ -1656,24 +1652,17 @@ def failure(of: k2hr3_osnl.RoleApi, deletion: Deletion = INSTANCE) -> RoleApiErr
     began = time.monotonic()
     with pytest.raises(RoleApiError) as error:
         of.delete(deletion)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 1 + SLACK
     assert "\n" not in str(error.value)
     return error.value
 
 
 @pytest.mark.parametrize(
-    ("deletion", "query", "left"),
-    [
-        (
-            PORT,
-            [("extra", "openstack-auto-v1"), ("host", '["10.0.0.5","2001:db8::5"]'), ("cuk", CUK)],
-            {"10.0.0.6"},
-        ),
-        (INSTANCE, [("extra", "openstack-auto-v1"), ("cuk", CUK)], set()),
-    ],
+    ("deletion", "host", "left"),
+    [(PORT, {"host": [ADDRESS, "2001:db8::5"]}, {"10.0.0.6"}), (INSTANCE, {}, set())],
 )
 def test_a_deletion_is_one_delete_with_exactly_this_query(
-    api: RoleApi, deletion: Deletion, query: list[tuple[str, str]], left: set[str]
+    api: RoleApi, deletion: Deletion, host: dict[str, list[str]], left: set[str]
 ) -> None:
     api.register(CUK, ADDRESS, "2001:db8::5", "10.0.0.6")
     (other,) = cuks(1)
@@ -1682,20 +1671,16 @@ def test_a_deletion_is_one_delete_with_exactly_this_query(
     client(api.url).delete(deletion)
 
     (request,) = api.requests
-    path, _, sent = request.target.partition("?")
-    assert (request.method, path, request.status) == ("DELETE", "/v1/role", 204)
-    assert sorted(urllib.parse.parse_qsl(sent, keep_blank_values=True)) == sorted(query)
+    assert query(request) == {"extra": "openstack-auto-v1", "cuk": CUK, **host}
+    assert (urlsplit(request.target).path, request.status) == ("/v1/role", 204)
     assert api.members() == {other: {ADDRESS}, **({CUK: left} if left else {})}
-
-
-UNPACKABLE = {"Content-Encoding": "gzip"}
 
 
 @pytest.mark.parametrize(
     "odd",
     [
         *(Odd(status, body=b"x" * 1_000_000) for status in (200, 201, 202, 299)),
-        *(Odd(status, UNPACKABLE, b"no gzip") for status in (200, 204)),
+        *(Odd(status, {"Content-Encoding": "gzip"}, b"no gzip") for status in (200, 204)),
         *(Odd(status, endless=True) for status in (200, 204)),
         Odd(200, body=b"x", missing=100),
         Odd(200, {"Transfer-Encoding": "chunked"}, b"zz\r\n"),
@@ -1707,10 +1692,10 @@ def test_every_2xx_is_a_success_whatever_its_body(api: RoleApi, odd: Odd) -> Non
     role_api = client(api.url)
     api.register(CUK, ADDRESS)
     api.fault = odd
-    for _ in range(3):
+    for _ in range(2):
         began = time.monotonic()
         role_api.delete(INSTANCE)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 1 + SLACK
     # Then the next deletion gets its own answer
     api.fault = Status(418)
     assert failure(role_api).status == 418
@@ -1755,40 +1740,31 @@ def test_after_a_1xx_the_next_deletion_does_not_take_the_late_answer(
     assert (error.status if error else 204) == next_one
 
 
-@pytest.mark.parametrize(
-    ("status", "hint"),
-    [
-        (301, "redirect"),
-        (302, "redirect"),
-        (303, "redirect"),
-        (307, "redirect"),
-        (308, "redirect"),
-        (304, ""),
-        (400, "delhost role, or K2HR3's store is down"),
-        (401, ""),
-        (403, "delhost role"),
-        (404, "path of api_url"),
-        (414, "too many addresses"),
-        (431, "too many addresses"),
-        (429, ""),
-        (500, ""),
-        (502, ""),
-        (503, ""),
-        (599, ""),
-    ],
-)
-def test_any_other_status_is_a_failure_that_says_what_to_check(
-    api: RoleApi, status: int, hint: str
-) -> None:
+#: What to check at a status that is a failure.
+HINTS = {
+    "redirect": (301, 302, 303, 307, 308),
+    "delhost role, or K2HR3's store is down": (400,),
+    "delhost role": (403,),
+    "path of api_url": (404,),
+    "too many addresses": (414, 431),
+    "": (304, 401, 418, 429, 500, 502, 503, 599),
+}
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_any_other_status_is_a_failure_that_says_what_to_check(api: RoleApi, hint: str) -> None:
+    role_api = client(api.url)
     with RoleApi() as elsewhere:
-        api.fault = Status(status, {"Location": elsewhere.url})
+        for status in HINTS[hint]:
+            api.fault = Status(status, {"Location": elsewhere.url})
+            error = failure(role_api)
 
-        error = failure(client(api.url))
-
-        assert (error.status, error.timed_out, error.retry_after) == (status, False, 0)
-        assert f"DELETE {api.url}: {status}" in str(error)
-        assert hint in str(error)
-        assert (len(api.requests), elsewhere.requests) == (1, [])
+            assert (error.status, error.timed_out, error.retry_after) == (status, False, 0)
+            assert error.is_permanent is (status in (414, 431))
+            assert error.may_have_acted is (status == 403)  # K2HR3 may stop half-way with it
+            assert f"DELETE {api.url}: {status}" in str(error)
+            assert hint in str(error)
+        assert (len(api.requests), elsewhere.requests) == (len(HINTS[hint]), [])
 
 
 def test_too_many_addresses_for_one_request_are_not_sent(api: RoleApi) -> None:
@@ -1809,24 +1785,17 @@ def test_too_many_addresses_for_one_request_are_not_sent(api: RoleApi) -> None:
     assert [request.status for request in api.requests] == [204]
 
 
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        ("7", 7),
-        ("0", 0),
-        ("99999999", 99999999),
-        ("soon", 0),
-        ("-5", 0),
-        ("1.5", 0),
-        ("", 0),
-        ("\u00b2", 0),
-        ("Fri, 99 Dec 1999 23:59:59 GMT", 0),
-    ],
-)
-def test_retry_after_in_seconds(api: RoleApi, value: str, seconds: float) -> None:
-    api.fault = Status(503, {"Retry-After": value})
+def test_retry_after_in_seconds(api: RoleApi) -> None:
+    role_api = client(api.url)
 
-    assert failure(client(api.url)).retry_after == seconds
+    def found(value: str) -> float:
+        api.fault = Status(503, {"Retry-After": value})
+        return failure(role_api).retry_after
+
+    for value in ("7", "0", "99999999"):
+        assert found(value) == int(value)
+    for value in ("soon", "-5", "1.5", "", "\u00b2", "Fri, 99 Dec 1999 23:59:59 GMT"):
+        assert found(value) == 0
 
 
 def test_retry_after_as_a_date(api: RoleApi) -> None:
@@ -1843,7 +1812,7 @@ def test_retry_after_as_a_date(api: RoleApi) -> None:
 def test_an_attempt_without_an_answer_ends_in_time(
     api: RoleApi, fault: Fault, timed_out: bool
 ) -> None:
-    role_api = client(api.url)
+    role_api = client(api.url, timeout_seconds=0.4)
     api.fault = fault
 
     error = failure(role_api)
@@ -1874,32 +1843,24 @@ def test_a_name_that_does_not_resolve_is_a_failure() -> None:
         client("http://no-such-host.invalid/v1/role").delete(INSTANCE)
 
 
-@pytest.fixture
-def raw_server() -> Iterator[Any]:
-    """A TCP server that sends bytes, again and again where asked to, and never closes."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    ended, threads = threading.Event(), []
+@contextlib.contextmanager
+def babbling(reply: bytes, again: bytes) -> Iterator[str]:
+    """A TCP server that sends bytes, some again and again, and never closes; its address."""
+    ended = threading.Event()
 
-    def serve(reply: bytes, again: bytes) -> None:
-        connection, _ = listening.accept()
-        with connection:
-            try:
-                connection.sendall(reply)
-                while not ended.wait(0.02):
-                    connection.sendall(again)
-            except OSError:
-                pass  # the client went
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):  # the client went
+            connection.sendall(reply)
+            while not ended.wait(0.02):
+                connection.sendall(again)
 
-    def start(reply: bytes, again: bytes = b"") -> str:
-        threads.append(threading.Thread(target=serve, args=(reply, again)))
-        threads[0].start()
-        return f"127.0.0.1:{listening.getsockname()[1]}"
-
-    yield start
-    ended.set()
-    for thread in threads:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        ended.set()
         thread.join()
-    listening.close()
 
 
 @pytest.mark.parametrize(
@@ -1916,9 +1877,10 @@ def raw_server() -> Iterator[Any]:
     ids=lambda value: repr(value)[:40],
 )
 def test_a_server_that_talks_nonsense_is_a_failure_in_time(
-    raw_server: Any, reply: bytes, again: bytes, timed_out: bool | None
+    reply: bytes, again: bytes, timed_out: bool | None
 ) -> None:
-    error = failure(client(f"http://{raw_server(reply, again)}/v1/role"))
+    with babbling(reply, again) as address:
+        error = failure(client(f"http://{address}/v1/role", timeout_seconds=0.4))
 
     assert error.status is None
     assert error.may_have_acted
@@ -1926,10 +1888,9 @@ def test_a_server_that_talks_nonsense_is_a_failure_in_time(
 
 
 @pytest.mark.parametrize("again", [b"", b"\x16\x03\x03\x40\x00" + b"x" * 100])
-def test_a_tls_handshake_that_does_not_end_is_a_failure_in_time(
-    raw_server: Any, again: bytes
-) -> None:
-    assert failure(client(f"https://{raw_server(b'', again)}/v1/role")).status is None
+def test_a_tls_handshake_that_does_not_end_is_a_failure_in_time(again: bytes) -> None:
+    with babbling(b"", again) as address:
+        assert failure(client(f"https://{address}/v1/role", timeout_seconds=0.4)).status is None
 
 
 def test_a_connection_that_is_never_accepted_ends_in_time() -> None:
@@ -1941,19 +1902,11 @@ def test_a_connection_that_is_never_accepted_ends_in_time() -> None:
             each.setblocking(False)
             each.connect_ex(address)
 
-        error = failure(client(f"http://127.0.0.1:{address[1]}/v1/role"))
+        error = failure(client(f"http://127.0.0.1:{address[1]}/v1/role", timeout_seconds=0.4))
 
         for each in waiting:
             each.close()
     assert error.timed_out
-
-
-@pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
-def test_addresses_as_hosts(host: str) -> None:
-    with RoleApi(host) as api:
-        client(api.url).delete(INSTANCE)
-
-        assert api.deleted == {CUK}
 
 
 def test_a_host_name_with_a_dash_and_several_addresses(
@@ -2017,49 +1970,47 @@ def test_a_kept_alive_connection_that_the_api_closes_costs_one_attempt_at_most(
 # TLS
 
 
-def https(
-    certificates: Certificates, name: str = "server", client: bool = False, host: str = "127.0.0.1"
-) -> RoleApi:
-    """A Role API with one of the certificates, that asks for one of ours where `client`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    pair = getattr(certificates, name)
-    context.load_cert_chain(pair.cert_file, pair.key_file)
-    if client:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(certificates.ca_file)
-    return RoleApi(host, tls=context)
-
-
 @pytest.mark.parametrize(
-    ("server", "trusts", "works"),
+    ("options", "certificate", "insists", "reason"),
     [
-        ("server", "ca_file", True),
-        ("server", "unrelated_ca_file", False),
-        ("server", None, False),
-        ("unrelated_server", "ca_file", False),
-        ("expired", "ca_file", False),
-        ("other_host", "ca_file", False),
+        ({"ca_file": "CA"}, "server", False, ""),
+        ({"ca_file": "CA", "cert_file": "CERT", "key_file": "KEY"}, "server", True, ""),
+        ({"allow_self_signed_cert": True}, "unrelated_server", False, ""),
+        ({"allow_self_signed_cert": True}, "other_host", False, ""),
+        ({"allow_self_signed_cert": True}, "expired", False, ""),
+        ({"ca_file": "CA"}, "server", True, "certificate required|Connection aborted"),
+        ({"ca_file": "OTHER CA"}, "server", False, "CERTIFICATE_VERIFY_FAILED"),
+        ({}, "server", False, "CERTIFICATE_VERIFY_FAILED"),
+        ({"ca_file": "CA"}, "unrelated_server", False, "CERTIFICATE_VERIFY_FAILED"),
+        ({"ca_file": "CA"}, "other_host", False, "'127.0.0.1' doesn't match"),
+        ({"ca_file": "CA"}, "expired", False, "expired"),
     ],
 )
-def test_the_apis_certificate_is_verified(
-    certificates: Certificates, server: str, trusts: str | None, works: bool
+@pytest.mark.matrix
+def test_tls_to_the_role_api(
+    certificates: Certificates,
+    options: dict[str, Any],
+    certificate: str,
+    insists: bool,
+    reason: str,
 ) -> None:
-    ca_file = str(getattr(certificates, trusts)) if trusts else ""
-    with https(certificates, server) as api:
-        verifying = client(api.url, ca_file=ca_file)
-        if works:
-            verifying.delete(PORT)
-        else:
-            error = failure(verifying)
-            assert re.search("certificate|'127.0.0.1' doesn't match", str(error), re.I)
-            assert (error.status, error.timed_out, api.requests) == (None, False, [])
-        # Then without verifying it works
-        client(api.url, allow_self_signed_cert=True).delete(PORT)
-        assert api.deleted == {CUK}
+    files = certificates.files("osnl")
+    with RoleApi(tls=certificates.context(certificate, insists)) as api:
+        role_api = client(api.url, **{name: files.get(of, of) for name, of in options.items()})
+        if not reason:
+            role_api.delete(PORT)
+            assert api.deleted == {CUK}
+            return
+        error = failure(role_api)
+        assert re.search(reason, str(error), re.S)
+        assert (error.status, error.timed_out, api.requests) == (None, False, [])
 
 
-def test_a_tls_connection_is_opened_once_and_kept_alive(certificates: Certificates) -> None:
-    with https(certificates) as api:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_tls_connection_is_opened_once_and_kept_alive(
+    certificates: Certificates, host: str
+) -> None:
+    with RoleApi(host, tls=certificates.context()) as api:
         role_api = client(api.url, ca_file=str(certificates.ca_file))
         role_api.delete(PORT)
         role_api.delete(PORT)
@@ -2067,27 +2018,9 @@ def test_a_tls_connection_is_opened_once_and_kept_alive(certificates: Certificat
         assert (len(api.requests), api.connections) == (2, 1)
 
 
-def test_tls_to_an_ipv6_address(certificates: Certificates) -> None:
-    with https(certificates, host="::1") as api:
-        client(api.url, ca_file=str(certificates.ca_file)).delete(PORT)
-
-        assert api.deleted == {CUK}
-
-
-def test_the_api_may_ask_for_our_certificate(certificates: Certificates) -> None:
-    ours, ca_file = certificates.client("listener"), str(certificates.ca_file)
-    with https(certificates, client=True) as api:
-        assert failure(client(api.url, ca_file=ca_file)).timed_out is False
-        client(
-            api.url, ca_file=ca_file, cert_file=str(ours.cert_file), key_file=str(ours.key_file)
-        ).delete(PORT)
-
-        assert [request.status for request in api.requests] == [204]
-
-
 @pytest.mark.parametrize("fault", [Hang(), Drip(0.05), Reset()], ids=repr)
 def test_an_attempt_over_tls_ends_in_time(certificates: Certificates, fault: Fault) -> None:
-    with https(certificates) as api:
+    with RoleApi(tls=certificates.context()) as api:
         role_api = client(api.url, ca_file=str(certificates.ca_file))
         role_api.delete(INSTANCE)
         api.fault = fault
@@ -2097,20 +2030,13 @@ def test_an_attempt_over_tls_ends_in_time(certificates: Certificates, fault: Fau
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"ca_file": "key_file"},
-        {"cert_file": "key_file"},
-        {"cert_file": "cert_file", "key_file": "other"},
-    ],
+    [{"ca_file": "KEY"}, {"cert_file": "KEY"}, {"cert_file": "CERT", "key_file": "OTHER KEY"}],
 )
 def test_certificate_files_that_do_not_fit_are_a_wrong_setting(
     certificates: Certificates, options: dict[str, str]
 ) -> None:
-    files = {
-        "cert_file": str(certificates.server.cert_file),
-        "key_file": str(certificates.server.key_file),
-        "other": str(certificates.other_host.key_file),
-    }
+    files = certificates.files("osnl")
+    files["OTHER KEY"] = str(certificates.other_host.key_file)
     with pytest.raises(ConfigError, match=r"\[k2hr3\] .*PEM"):
         client("https://localhost/", **{name: files[file] for name, file in options.items()})
 
@@ -2191,8 +2117,7 @@ def test_retry_after_is_honoured_within_the_longest_pause(retry_after: float, du
     assert breaker.wants_probe(1000 + due)
 
 
-# --- Verdicts and attempts ------------------------------------------------------------------------
-
+# --- Verdicts and attempts -----------------------------------------------------------------------
 
 TOO_LONG = RoleApiError("431", 431)
 
@@ -2224,6 +2149,38 @@ def test_an_outcome_leads_to_a_verdict(
     )
 
     assert k2hr3_osnl.decide(delivery, outcome, limit) == verdict
+
+
+def test_a_copy_keeps_what_the_sender_said_and_drops_what_would_harm() -> None:
+    kept: dict[str, Any] = {
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "priority": 3,
+        "correlation_id": "c",
+        "reply_to": "r",
+        "message_id": "m",
+        "timestamp": 1767225600,
+        "type": "t",
+        "app_id": "a",
+    }
+    sent = pika.BasicProperties(
+        headers={"CC": ["other"], "x-death": [{"count": 3}], "x-k2hr3-attempts": 9, "a": {"b": 1}},
+        delivery_mode=1,
+        user_id="lab",
+        expiration="3600000",
+        **kept,
+    )
+    delivery = k2hr3_osnl.Delivery(cast(Any, None), 1, b"", sent, POOL, 0.0, reason="x")
+
+    copy = delivery.copy_properties()
+
+    assert {name: getattr(copy, name) for name in kept} == kept
+    assert (copy.delivery_mode, copy.user_id, copy.expiration) == (2, None, None)
+    assert copy.headers == {
+        "x-k2hr3-queue": POOL,
+        "x-k2hr3-attempts": 0,
+        "x-k2hr3-reason": "x",
+    }
 
 
 class Workers:
@@ -2425,45 +2382,6 @@ def test_the_deliveries_of_one_consumer_are_taken_back() -> None:
     assert [workers.take(), workers.take()] == [kept, None]
 
 
-def test_the_listener_is_woken_where_it_must_act() -> None:
-    workers = Workers(wake_at=3)
-    jobs = []
-    for _ in range(4):
-        workers.submit()
-        jobs.append(workers.take())
-    workers.report(jobs[0])
-    workers.report(jobs[1])
-    assert workers.wakes == 0
-    workers.report(jobs[2])  # enough results
-    assert workers.wakes == 1
-    workers.report(jobs[3])  # it is on its way
-    assert workers.wakes == 1
-    workers.collect()
-
-    workers.submit()
-    workers.report(workers.take())
-    assert workers.wakes == 1
-    assert workers.take() is None  # nothing is left to do
-    assert workers.wakes == 2
-    workers.collect()
-
-    workers.submit()
-    workers.submit()
-    workers.report(workers.take(), FAILS)
-    assert workers.wakes == 3
-    workers.collect()
-    workers.submit(retry=True)
-    workers.report(workers.take())
-    workers.report(workers.take())  # one of both is a retry, whose channel has room for few
-    assert workers.wakes == 4
-    workers.collect()
-    workers.attempts.add_answer(jobs[0], k2hr3_osnl.Copied.CONFIRMED)
-    assert workers.wakes == 5
-    workers.collect()
-    workers.fail_until_open()
-    assert workers.wakes == 7
-
-
 def test_the_watch_counts_what_left_the_retry_queue_and_nothing_else() -> None:
     watch = k2hr3_osnl.QueueWatch()
     looks = [
@@ -2482,259 +2400,139 @@ def test_the_watch_counts_what_left_the_retry_queue_and_nothing_else() -> None:
         assert watch.missing(state, confirmed, begun) == missing
 
 
-# --- As a library ------------------------------------------------------------------------------
+def test_of_removed_instances_the_last_ones_are_remembered() -> None:
+    workers = Workers(remembered=2)
+    first, second, third = cuks(3)
+    for cuk in (first, second, third):
+        workers.submit(cuk)
+        workers.report(workers.take())
+        workers.collect()
 
-IMPORT = """
-import logging, signal, sys, threading
-before = [signal.getsignal(number) for number in signal.valid_signals()]
-from k2hr3_osnl import Config, Endpoint, Listener
-assert [signal.getsignal(number) for number in signal.valid_signals()] == before
-assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
-assert not logging.getLogger().handlers and not logging.getLogger("k2hr3_osnl").handlers
-assert logging.getLogger().level == logging.WARNING
-assert logging.getLogger("k2hr3_osnl").level == logging.getLogger("pika").level == logging.NOTSET
-assert threading.active_count() == 1
-"""
+    again, known = workers.submit(first), workers.submit(second)
+
+    assert [workers.take(), workers.take()] == [again, None]
+    assert workers.collect().results == [(known, k2hr3_osnl.SKIP_REMOVED)]
 
 
-def test_importing_has_no_side_effects_and_needs_pika_and_urllib3_only(tmp_path: Path) -> None:
-    # Given an interpreter that finds nothing but the standard library, these two and the module
-    for module in (pika, urllib3):
-        shutil.copytree(Path(str(module.__file__)).parent, tmp_path / module.__name__)
-    if not (tmp_path / "urllib3" / "packages" / "six.py").exists():  # taken out by Debian
-        with suppress(ImportError):
-            shutil.copy(str(importlib.import_module("six").__file__), tmp_path)
-    shutil.copy(PROGRAM, tmp_path)
-
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            f"import sys\nsys.path.append({str(tmp_path)!r})\n" + IMPORT,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def test_doubts_are_ten_lines_a_minute_and_then_their_number(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    doubts = k2hr3_osnl.Doubts(100)
+    for number in range(15):
+        assert not doubts.is_told(f"instance-{number}")
+        doubts.tell(f"instance-{number}", 1000.0 + number)
+        assert doubts.is_told(f"instance-{number}")
+    doubts.flush(1059.9)
+    assert len(caplog.messages) == 10
+    for now in (1060.1, 1061.0, 1200.0):
+        doubts.flush(now)
+    assert len(caplog.messages) == 11
+    assert caplog.messages[-1].startswith("5 more dead letters: K2HR3 answered 204")
 
 
 # --- Notifications in, deletions out -------------------------------------------------------------
 
-POOL, RETRY, DEAD = QUEUES
-ADDRESSES = ["10.0.0.1"]
-NEUTRON = {
-    "exchange": "neutron",
-    "topic": "notifications",
-    "event_type": r"^port\.delete\.end$",
-    "publisher_id": "^network.*$",
+#: Service -> publisher, event type, its payload for an instance, the addresses that it names.
+DELETIONS: dict[str, tuple[str, str, Callable[[str], dict[str, Any]], list[str]]] = {
+    "neutron": (
+        "network.host1",
+        "port.delete.end",
+        lambda cuk: port(cuk.upper(), [ADDRESS, "2001:db8::5"]),
+        [ADDRESS, "2001:db8::5"],
+    ),
+    "nova": ("nova-compute:host1", "instance.delete.end", instance, []),
+    "compute": (
+        "compute.host1",
+        "compute.instance.delete.end",
+        lambda cuk: compute_instance(cuk.replace("-", "")),
+        [],
+    ),
 }
-NOVA = {
-    "exchange": "nova",
-    "topic": "versioned_notifications",
-    "event_type": r"^instance\.delete\.end$",
-    "publisher_id": "^nova-(compute|api):.*$",
-}
-NOVA_LEGACY = {
-    "exchange": "nova",
-    "topic": "notifications",
-    "event_type": r"^compute\.instance\.delete\.end$",
-    "publisher_id": r"^compute\..*$",
-}
-
-#: Ends the program when a copy is confirmed and its original not yet acked.
-KILLED_AFTER_COPY = """
-from pika.adapters.blocking_connection import BlockingChannel
-publish = BlockingChannel.basic_publish
-def publish_and_die(*args, **kwargs):
-    publish(*args, **kwargs)
-    os.kill(os.getpid(), 9)
-BlockingChannel.basic_publish = publish_and_die
-"""
-#: Copying goes on 1 s after each failure.
-SHORT_PAUSE = "k2hr3_osnl.Publisher.longest_pause = 1.0"
+DRIVERS = (("messagingv2", None), ("messaging", "gzip"), ("messagingv2", "bzip2"))
 
 
-def driver(change: str) -> str:
-    """The program with a change, for `ListenerProcess`."""
-    return f"import os, sys, k2hr3_osnl\n{change}\nsys.exit(k2hr3_osnl.main(sys.argv[1:]))"
-
-
-@pytest.fixture
-def neutron(broker: Broker) -> Iterator[Notifier]:
-    """Neutron, whose exchange and default queue are there before any listener."""
-    with Notifier(broker.url()) as notifier:
-        notifier.notify(*noise()[0])
-        yield notifier
-        assert notifier.errors == []
-
-
-@contextlib.contextmanager
-def listening(
-    broker: Broker, sections: Mapping[str, Mapping[str, object]], change: str = ""
-) -> Iterator[ListenerProcess]:
-    """A listener whose pool is bound to what it listens to."""
-    code = driver(change) if change else ""
-    with ListenerProcess(sections, driver=code) as listener:
-        wait_for_binding(broker, POOL)
-        yield listener
-
-
-def wait_for_binding(broker: Broker, pool: str) -> None:
-    wait_until(lambda: broker.bindings(pool), 20, f"{pool} to be bound")
-
-
-def notification(event_type: object, payload: object, **changes: object) -> bytes:
-    """A message body as the driver `messaging` sends it, without members that are `...`."""
-    members = {
-        "message_id": str(uuid.uuid4()),
-        "publisher_id": "network.host1",
-        "event_type": event_type,
-        "priority": "INFO",
-        "payload": payload,
-        "timestamp": "2026-03-09 17:02:11.1",
-        "_context_user": "nova",
-        **changes,
-    }
-    kept = {name: value for name, value in members.items() if value is not ...}
-    return json.dumps(kept).encode()
-
-
-def query(request: Request) -> dict[str, Any]:
-    """The query of a DELETE, each parameter of which is there once; `host` is read as JSON."""
-    assert request.method == "DELETE"
-    pairs = parse_qsl(urlsplit(request.target).query, keep_blank_values=True, strict_parsing=True)
-    found: dict[str, Any] = dict(pairs)
-    assert len(found) == len(pairs)
-    if "host" in found:
-        found["host"] = json.loads(found["host"])
-    return found
-
-
-def cuk_of(message: Message) -> str:
-    return str(json.loads(json.loads(message.body)["oslo.message"])["payload"]["port"]["device_id"])
-
-
-def headers(message: Message) -> dict[str, Any]:
-    return dict(message.properties.headers or {})
-
-
+@pytest.mark.matrix
 def test_every_deletion_from_every_driver_is_made(broker: Broker, api: RoleApi) -> None:
-    # Given three sources that share one pool
-    sections = settings(broker.url(), api.url)
-    for name, source in (("neutron", NEUTRON), ("nova", NOVA), ("legacy", NOVA_LEGACY)):
-        sections[f"oslo_messaging_notifications:{name}"] = dict(source)
-    expected = []
+    # Given three sources that share one pool, and services that send by each driver
+    sections = quick(broker.url(), api)
+    sections.update({f"{NOTIFICATIONS}:{service}": {} for service in DELETIONS})
+    expected: list[dict[str, Any]] = []
 
-    def deletion(event_type: str, payload: dict[str, Any], cuk: str, **host: list[str]) -> Any:
-        expected.append({"extra": "openstack-auto-v1", "cuk": cuk, **host})
-        return event_type, payload
-
-    def service(kind: tuple[Any, ...]) -> tuple[str, Notifier]:
-        (exchange, topic, publisher_id), driver_name, compression = kind
-        notifier = Notifier(
-            broker.url(), exchange, [topic], driver_name, publisher_id, compression=compression
+    def started(kind: tuple[str, tuple[str, str | None]]) -> tuple[str, Notifier]:
+        service, (driver, compression) = kind
+        exchange, topic, *_ = SERVICES[service]
+        publisher = DELETIONS[service][0]
+        notifier = notifiers.enter_context(
+            Notifier(broker.url(), exchange, [topic], driver, publisher, compression=compression)
         )
-        notifiers.callback(notifier.close)
         notifier.notify_many(noise())
-        return publisher_id, notifier
+        return service, notifier
 
     with contextlib.ExitStack() as notifiers, ThreadPoolExecutor(4) as threads:
-        services = list(
-            threads.map(
-                service,
-                itertools.product(
-                    (
-                        ("neutron", "notifications", "network.host1"),
-                        ("nova", "versioned_notifications", "nova-compute:host1"),
-                        ("nova", "notifications", "compute.host1"),
-                    ),
-                    ("messaging", "messagingv2"),
-                    (None, "gzip", "bzip2"),
-                ),
-            )
-        )
-        with ListenerProcess(sections):
+        services = list(threads.map(started, itertools.product(DELETIONS, DRIVERS)))
+        with listening(sections):
             wait_until(lambda: len(broker.bindings(POOL)) == 3, what="three bindings")
 
-            # When each service deletes, among everyday events, by each driver
-            for publisher_id, notifier in services:
-                events: list[Any] = []
-                for number, cuk in enumerate(cuks(20)):
-                    events += noise()
-                    if publisher_id.startswith("network"):
-                        host = [f"10.0.0.{number}", f"2001:db8::{number:x}"][: 1 + number % 2]
-                        events.append(
-                            deletion("port.delete.end", port(cuk.upper(), host), cuk, host=host)
-                        )
-                    elif publisher_id.startswith("nova"):
-                        events.append(deletion("instance.delete.end", instance(cuk), cuk))
-                    else:
-                        events.append(
-                            deletion(
-                                "compute.instance.delete.end",
-                                compute_instance(cuk.replace("-", "")),
-                                cuk,
-                            )
-                        )
-                notifier.notify_many(events)
+            # When each deletes, among everyday events
+            for service, notifier in services:
+                _, event_type, payload, addresses = DELETIONS[service]
+                for cuk in cuks(10):
+                    notifier.notify_many([*noise(), (event_type, payload(cuk))])
+                    expected.append({"extra": "openstack-auto-v1", "cuk": cuk})
+                    if addresses:
+                        expected[-1]["host"] = addresses
                 assert notifier.errors == []
 
             # Then each has its DELETE, and nothing else has one
             wait_until(lambda: len(api.requests) >= len(expected), 30)
             broker.wait_for_depth(POOL, 0)
-            by_cuk = sorted((query(request) for request in api.requests), key=itemgetter("cuk"))
-            assert by_cuk == sorted(expected, key=itemgetter("cuk"))
-            assert all(urlsplit(request.target).path == "/v1/role" for request in api.requests)
             assert broker.depth(RETRY) == broker.depth(DEAD) == Depth(0, 0)
+    found = sorted((query(request) for request in api.requests), key=itemgetter("cuk"))
+    assert found == sorted(expected, key=itemgetter("cuk"))
+
+
+#: What the services make: (durable, quorum).
+KINDS = {"transient": (False, False), "durable": (True, False), "quorum": (False, True)}
 
 
 def test_any_exchange_and_default_queue_is_used_as_the_service_made_it(
     broker: Broker, api: RoleApi
 ) -> None:
     # Given services with each durability and queue type, each with its own exchange and topic
-    kinds = {"transient": (False, False), "durable": (True, False), "quorum": (False, True)}
-    cases = [(f"{kind}-{pool or 'none'}", kind, pool) for kind in kinds for pool in ("", "pool")]
+    cases = [(f"{kind}-{pool or 'none'}", kind, pool) for kind in KINDS for pool in ("", "pool")]
     sections = settings(broker.url(), api.url)
     for name, _, pool in cases:
-        sections[f"oslo_messaging_notifications:{name}"] = {
-            **NEUTRON,
+        sections[f"{NOTIFICATIONS}:{name}"] = {
             "exchange": name,
             "topic": name,
             "pool": pool and f"pool-{name}",
         }
 
     # When the listener starts before any of them
-    with ListenerProcess(sections) as listener:
+    with listening(sections) as listener, contextlib.ExitStack() as notifiers:
         wait_until(lambda: broker.queue(DEAD))
         listener.wait_for_log("404", count=len(cases))
-        for name, _, _ in cases:
-            # Then it creates none of what is the services'
-            assert name not in broker.exchanges()
-            assert f"{name}.info" not in broker.queues()
-        with contextlib.ExitStack() as notifiers:
-            services = {}
-            for name, kind, _ in cases:
-                durable, quorum = kinds[kind]
-                services[name] = notifiers.enter_context(
-                    Notifier(broker.url(), name, [name], durable=durable, quorum=quorum)
-                )
-                services[name].notify(*noise()[0])
-            for name, _, pool in cases:
-                if pool:
-                    wait_for_binding(broker, f"pool-{name}")
-            # and each is heard
-            deleted = dict(zip(services, cuks(len(cases))))
-            for name, service in services.items():
-                service.notify("port.delete.end", port(deleted[name], ADDRESSES))
-                assert service.errors == []
-            wait_until(lambda: api.deleted == set(deleted.values()), 20)
+        # Then it creates none of what is the services'
+        assert not {name for name, *_ in cases} & set(broker.exchanges())
+        assert not {f"{name}.info" for name, *_ in cases} & set(broker.queues())
+        # and hears each
+        services = {}
+        for name, kind, _ in cases:
+            durable, quorum = KINDS[kind]
+            services[name] = notifiers.enter_context(
+                Notifier(broker.url(), name, [name], durable=durable, quorum=quorum)
+            )
+            services[name].notify(*noise()[0])
+        for name, _, pool in cases:
+            if pool:
+                wait_for_binding(broker, f"pool-{name}")
+        deleted = dict(zip(services, cuks(len(cases))))
+        for name, service in services.items():
+            service.notify("port.delete.end", port(deleted[name], [ADDRESS]))
+            assert service.errors == []
+        wait_until(lambda: api.deleted == set(deleted.values()), 20)
         for name, kind, pool in cases:
-            durable, quorum = kinds[kind]
+            durable, quorum = KINDS[kind]
             assert broker.exchanges()[name]["durable"] == (durable or quorum)
             queue = broker.queue(f"{name}.info")
             assert queue["durable"] == (durable or quorum)
@@ -2746,211 +2544,7 @@ def test_any_exchange_and_default_queue_is_used_as_the_service_made_it(
                 broker.wait_for_depth(f"{name}.info", 0)
 
 
-def test_two_sources_that_share_a_pool_lose_nothing(
-    broker: Broker, api: RoleApi, neutron: Notifier
-) -> None:
-    sections = settings(broker.url(), api.url)
-    sections["oslo_messaging_notifications:neutron"] = dict(NEUTRON, pool="shared")
-    sections["oslo_messaging_notifications:nova"] = dict(NOVA, pool="shared")
-    ports, instances = cuks(200), cuks(200)
-    with Notifier(
-        broker.url(), "nova", ["versioned_notifications"], publisher_id="nova-api:host1"
-    ) as nova:
-        nova.notify(*noise()[0])
-        with ListenerProcess(sections):
-            wait_until(lambda: len(broker.bindings("shared")) == 2)
-            for part in range(0, 200, 50):
-                neutron.notify_many(
-                    ("port.delete.end", port(cuk, ["10.0.0.1"])) for cuk in ports[part : part + 50]
-                )
-                nova.notify_many(
-                    ("instance.delete.end", instance(cuk)) for cuk in instances[part : part + 50]
-                )
-            wait_until(lambda: api.deleted == {*ports, *instances}, 20)
-            broker.wait_for_depth("shared", 0)
-            assert len(api.requests) == 400
-
-
 # --- The verdict table ---------------------------------------------------------------------------
-
-IGNORED = {
-    "another event": notification("port.update.end", port(str(uuid.uuid4()), ADDRESSES)),
-    "another publisher": notification(
-        "port.delete.end", port(str(uuid.uuid4()), ADDRESSES), publisher_id="nova-compute:host1"
-    ),
-    "a priority without a method": notification(
-        "port.delete.end", port(str(uuid.uuid4()), ADDRESSES), priority="ERROR"
-    ),
-    "a router's port": notification(
-        "port.delete.end",
-        port(str(uuid.uuid4()), ADDRESSES, device_owner="network:router_interface"),
-    ),
-    "a subport": notification(
-        "port.delete.end", port(str(uuid.uuid4()), ADDRESSES, device_owner="trunk:subport")
-    ),
-    "an unattached port": notification("port.delete.end", port("", ADDRESSES, device_owner="")),
-    "no device_id": notification("port.delete.end", port("", ADDRESSES, device_id=...)),
-    "no addresses": notification("port.delete.end", port(str(uuid.uuid4()), [])),
-    "no fixed_ips": notification(
-        "port.delete.end", port(str(uuid.uuid4()), ADDRESSES, fixed_ips=...)
-    ),
-    "no owner and no UUID": notification(
-        "port.delete.end", port("dhcp-7f9c", ADDRESSES, device_owner=...)
-    ),
-    "old Neutron": notification("port.delete.end", {"port_id": str(uuid.uuid4())}),
-    "old Neutron again": notification("port.delete.end", {"port_id": str(uuid.uuid4())}),
-}
-
-
-def test_what_is_no_deletion_is_ignored(broker: Broker, api: RoleApi, neutron: Notifier) -> None:
-    (cuk,) = cuks(1)
-    with listening(broker, settings(broker.url(), api.url)) as listener:
-        broker.publish_many(IGNORED.values(), "neutron", "notifications.info")
-        neutron.notify("port.delete.end", port(cuk, ADDRESSES))
-        wait_until(lambda: api.requests)
-        broker.wait_for_depth(POOL, 0)
-        assert [request.cuk for request in api.requests] == [cuk]
-        assert broker.depth(RETRY) == broker.depth(DEAD) == Depth(0, 0)
-        assert len(re.findall(" WARNING .*Neutron", listener.log)) == 1
-
-
-def test_a_port_without_owner_is_deleted_by_its_uuid(
-    broker: Broker, api: RoleApi, neutron: Notifier
-) -> None:
-    (cuk,) = cuks(1)
-    with listening(broker, settings(broker.url(), api.url)):
-        neutron.notify("port.delete.end", port(cuk, ADDRESSES, device_owner=...))
-        wait_until(lambda: api.deleted == {cuk})
-
-
-def port_with(**members: object) -> bytes:
-    return notification("port.delete.end", port(str(uuid.uuid4()), ADDRESSES, **members))
-
-
-def enveloped(version: object, message: object) -> bytes:
-    return json.dumps({"oslo.version": version, "oslo.message": message}).encode()
-
-
-GOOD = notification("port.delete.end", port(str(uuid.uuid4()), ADDRESSES))
-DEEP = b"[" * 100_000 + b"]" * 100_000
-#: Body, `compression` header, and a word of the reason that tells what is wrong.
-MALFORMED: dict[str, tuple[bytes, Any, str]] = {
-    "empty": (b"", None, "JSON"),
-    "no JSON": (b"<xml>port.delete.end</xml>", None, "JSON"),
-    "cut off": (GOOD[:-20], None, "JSON"),
-    "two texts": (GOOD + GOOD, None, "JSON"),
-    "a list": (b"[" + GOOD + b"]", None, "object"),
-    "a number": (b"17", None, "object"),
-    "null": (b"null", None, "object"),
-    "an empty object": (b"{}", None, "missing"),
-    "nested deep": (DEEP, None, "deep|depth"),
-    "a payload nested deep": (
-        GOOD.replace(b'"payload": ', b'"payload": ' + DEEP + b', "x": '),
-        None,
-        "deep|depth",
-    ),
-    "nested deep in an envelope": (enveloped("2.0", DEEP.decode()), None, "deep|depth"),
-    "UTF-16": (GOOD.decode().encode("utf-16"), None, "UTF-8"),
-    "Latin-1": (GOOD.replace(b"nova", "Señor".encode("latin-1")), None, "UTF-8"),
-    "an unknown envelope": (enveloped("3.0", GOOD.decode()), None, "version"),
-    "an old envelope": (enveloped("1.0", GOOD.decode()), None, "version"),
-    "a number for a version": (enveloped(2.0, GOOD.decode()), None, "version"),
-    "an object in the envelope": (enveloped("2.0", json.loads(GOOD)), None, "string"),
-    "no JSON in the envelope": (enveloped("2.0", "port.delete.end"), None, "JSON"),
-    "a bomb": (zlib.compress(b" " * 200_000_000), GZIP, "larger"),
-    "a bomb of bz2": (bz2.compress(b" " * 50_000_000), BZ2, "larger"),
-    "too large": (GOOD + b" " * 9_000_000, None, "larger"),
-    "not compressed": (GOOD, GZIP, "gzip"),
-    "another compression": (zlib.compress(GOOD), BZ2, "bz2"),
-    "an unknown compression": (zlib.compress(GOOD), "application/zstd", "zstd"),
-    "a number for compression": (GOOD, 17, "compression"),
-    "a list for compression": (GOOD, ["gzip"], "compression"),
-    "cut off while compressed": (zlib.compress(GOOD)[:-20], GZIP, "cut off"),
-    "no publisher": (notification("port.delete.end", {}, publisher_id=...), None, "publisher_id"),
-    "a publisher that is a list": (
-        notification("port.delete.end", {}, publisher_id=["network"]),
-        None,
-        "publisher_id",
-    ),
-    "no event": (notification(..., {}), None, "event_type"),
-    "an event that is null": (notification(None, {}), None, "event_type"),
-    "a priority that is a number": (
-        notification("port.delete.end", {}, priority=20),
-        None,
-        "priority",
-    ),
-    "no payload": (notification("port.delete.end", ...), None, "payload"),
-    "a payload that is a text": (notification("port.delete.end", "port"), None, "payload"),
-    "an empty payload": (notification("port.delete.end", {}), None, "payload"),
-    "a port that is a list": (notification("port.delete.end", {"port": []}), None, "port"),
-    "a device_id that is a number": (port_with(device_id=17), None, "device_id"),
-    "a device_id that is no UUID": (port_with(device_id="web-7f9c"), None, "UUID"),
-    "an owner that is an object": (port_with(device_owner={}), None, "device_owner"),
-    "fixed_ips that are an object": (port_with(fixed_ips={"a": 1}), None, "fixed_ips"),
-    "a fixed_ip that is a text": (port_with(fixed_ips=["10.0.0.1"]), None, "address"),
-    "an address that is a number": (
-        port_with(fixed_ips=[{"ip_address": 167772161}]),
-        None,
-        "address",
-    ),
-    "an address that is none": (
-        port_with(fixed_ips=[{"ip_address": "10.0.0.256"}]),
-        None,
-        "address",
-    ),
-    "one of two addresses empty": (
-        port_with(fixed_ips=[{"ip_address": "10.0.0.1"}, {"ip_address": ""}]),
-        None,
-        "address",
-    ),
-    "an instance without id": (
-        notification("port.delete.end", {"nova_object.data": {}}),
-        None,
-        "instance",
-    ),
-    "an instance id that is a list": (
-        notification("port.delete.end", {"instance_id": []}),
-        None,
-        "instance",
-    ),
-}
-
-
-def test_a_malformed_notification_becomes_a_dead_letter_with_a_reason(
-    broker: Broker, api: RoleApi, neutron: Notifier
-) -> None:
-    (cuk,) = cuks(1)
-    with listening(broker, settings(broker.url(), api.url)) as listener:
-        for name, (body, compression, _) in MALFORMED.items():
-            given: dict[str, Any] = {} if compression is None else {"compression": compression}
-            broker.publish(
-                body,
-                "neutron",
-                "notifications.info",
-                pika.BasicProperties(message_id=name, delivery_mode=2, headers=given),
-            )
-        neutron.notify("port.delete.end", port(cuk, ADDRESSES))
-        wait_until(lambda: api.requests, 20)
-        broker.wait_for_depth(DEAD, len(MALFORMED), timeout=20)
-        assert [request.cuk for request in api.requests] == [cuk]
-        assert broker.depth(POOL) == broker.depth(RETRY) == Depth(0, 0)
-        assert "Traceback" not in listener.log
-    for message in broker.messages(DEAD):
-        name = str(message.properties.message_id)
-        body, compression, word = MALFORMED[name]
-        assert message.body == body, name
-        reason = headers(message)["x-k2hr3-reason"]
-        assert re.search(word, reason), name
-        assert reason.isprintable(), name
-        assert 10 < len(reason) <= 300, name
-        # (what is not a text may be something that pika can read and not write)
-        expected = {"compression": compression} if isinstance(compression, str) else {}
-        assert headers(message) == {
-            "x-k2hr3-queue": POOL,
-            "x-k2hr3-attempts": 0,
-            "x-k2hr3-reason": reason,
-            **expected,
-        }
 
 
 @pytest.fixture
@@ -2960,178 +2554,147 @@ def blind(broker: Broker) -> str:
     return broker.url("blind", "secret")
 
 
-#: What fails an attempt, and a word of the reason.
-FAILURES: list[tuple[Fault | str, str]] = [
-    (Status(302, {"Location": "/v1/elsewhere"}), "redirect"),
-    (Status(307, {"Location": "/v1/role"}), "redirect"),
-    (Status(400), "400.*delhost"),
-    (Status(403), "403"),
-    (Status(404), "404.*api_url"),
-    (Status(418), "418"),
-    (Status(500), "500"),
-    (Status(503), "503"),
-    (Reset(), "(?i)reset|abort|closed"),
-    ("refuse", "(?i)refused"),
-]
+def test_what_is_no_deletion_is_ignored(
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
+) -> None:
+    (cuk,) = cuks(1)
+    publish(
+        broker,
+        notification(port(CUK, [ADDRESS]), "port.update.end"),
+        notification(port(CUK, [ADDRESS]), publisher_id="nova-compute:host1"),
+        notification(port(CUK, [ADDRESS]), priority="ERROR"),
+        notification(port(CUK, [ADDRESS], device_owner="network:router_interface")),
+        notification(port(CUK, [])),
+        notification({"port_id": CUK}),
+        notification({"port_id": CUK}),
+        notified(cuk),
+    )
+    with listening(quick(broker.url(), api)) as listener:
+        all_done(broker, api, [cuk])
+        assert [request.cuk for request in api.requests] == [cuk]
+        assert len(re.findall(" WARNING .*Neutron", listener.log)) == 1
 
 
+#: A word of the reason -> body and `compression` header.
+MALFORMED: dict[str, tuple[bytes, Any]] = {
+    "JSON": (b"<xml>port.delete.end</xml>", None),
+    "UUID": (notified("web-7f9c"), None),
+    "bz2": (zlib.compress(GOOD), BZ2),
+    "compression": (GOOD, ["gzip"]),
+}
+
+
+@pytest.mark.matrix
+def test_a_malformed_notification_becomes_a_dead_letter_with_a_reason(
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
+) -> None:
+    (cuk,) = cuks(1)
+    for word, (body, compression) in MALFORMED.items():
+        given = pika.BasicProperties(
+            message_id=word, headers=None if compression is None else {"compression": compression}
+        )
+        broker.publish(body, "neutron", "notifications.info", given)
+    neutron(cuk)
+    with listening(quick(broker.url(), api)) as listener:
+        wait_until(lambda: api.deleted == {cuk})
+        broker.wait_for_depth(DEAD, len(MALFORMED))
+        broker.wait_for_depth(POOL, 0)
+        assert broker.depth(RETRY) == Depth(0, 0)
+        assert "Traceback" not in listener.log
+    for message in broker.messages(DEAD):
+        word = str(message.properties.message_id)
+        body, compression = MALFORMED[word]
+        assert message.body == body
+        found = headers(message)
+        reason = found.pop("x-k2hr3-reason")
+        assert word in reason
+        assert reason.isprintable()
+        assert 10 < len(reason) <= 300
+        # (what is not a text may be something that pika can read and not write)
+        kept = {"compression": compression} if isinstance(compression, str) else {}
+        assert found == {"x-k2hr3-queue": POOL, "x-k2hr3-attempts": 0, **kept}
+
+
+@pytest.mark.matrix
 def test_an_attempt_that_fails_moves_the_deletion_to_the_retry_queue(
-    broker: Broker, blind: str, api: RoleApi, neutron: Notifier
+    broker: Broker, blind: str, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
     # Given failures with a success between them, so that K2HR3 is not taken for being in trouble
-    with listening(broker, settings(blind, api.url, timeout_seconds=1)):
-        for number, (fault, word) in enumerate(FAILURES):
+    failures: list[tuple[Fault, str, bool]] = [
+        (Status(503), "503", False),
+        (Status(403), "403", True),  # K2HR3 may have begun to delete
+        (Reset(), "(?i)reset|abort|closed", True),
+    ]
+    with listening(quick(blind, api)):
+        for number, (fault, word, is_doubtful) in enumerate(failures, 1):
             cuk, good = cuks(2)
-            before = int(time.time())
-            if isinstance(fault, str):
-                api.refuse()
-            else:
-                api.fault = fault
-            neutron.notify("port.delete.end", port(cuk, ADDRESSES))
-            broker.wait_for_depth(RETRY, number + 1)
+            began = int(time.time())
+            api.fault = fault
+            fill(broker, POOL, [cuk], queue="forged", attempts=9, first_failure=17, reason="forged")
+            broker.wait_for_depth(RETRY, number)
             broker.wait_for_depth(POOL, 0)
             api.fault = None
-            api.accept()
-            message = broker.messages(RETRY)[-1]
-            assert cuk_of(message) == cuk
-            assert message.properties.delivery_mode == 2
-            found = headers(message)
-            reason = found.pop("x-k2hr3-reason")
-            assert re.search(word, reason), (fault, reason)
+            neutron(good)
+            wait_until(lambda good=good: good in api.deleted)  # type: ignore[misc]
+            assert instances_in(broker, RETRY)[-1] == cuk
+            found = headers(broker.messages(RETRY)[-1])
+            assert re.search(word, found.pop("x-k2hr3-reason"))
             first, last = found.pop("x-k2hr3-first-failure"), found.pop("x-k2hr3-last-failure")
-            assert before <= first == last <= time.time()
-            is_doubtful = fault in (Status(403), Reset())  # K2HR3 may have begun to delete
+            assert began <= first == last <= time.time()
             doubt = {"x-k2hr3-doubt": "open"} if is_doubtful else {}
             assert found == {"x-k2hr3-queue": POOL, "x-k2hr3-attempts": 1, **doubt}
-            neutron.notify("port.delete.end", port(good, ADDRESSES))
-            wait_until(lambda good=good: good in api.deleted)  # type: ignore[misc]
         assert broker.depth(DEAD) == Depth(0, 0)
 
 
-@pytest.mark.parametrize(
-    ("url", "fault"),
-    [
-        ("https://127.0.0.1:{port}/v1/role", None),
-        ("http://nothing.invalid/v1", None),
-        ("http://127.0.0.1:{port}/v1/role", Hang()),
-        ("http://127.0.0.1:{port}/v1/role", Drip()),
-    ],
-    ids=["no TLS", "no such name", "hang", "drip"],
-)
-def test_a_deletion_waits_while_the_api_gives_no_answer(
-    url: str, fault: Fault | None, broker: Broker, blind: str, api: RoleApi, neutron: Notifier
-) -> None:
-    api.fault = fault
-    with listening(broker, settings(blind, url.format(port=api.port), timeout_seconds=1)):
-        neutron.notify("port.delete.end", port(str(uuid.uuid4()), ADDRESSES))
-        broker.wait_for_depth(RETRY, 1, timeout=15)
-        broker.wait_for_depth(POOL, 0)
-        assert headers(broker.messages(RETRY)[0])["x-k2hr3-attempts"] == 1
-
-
-@pytest.mark.parametrize("status", [414, 431, None], ids=["414", "431", "too long to be sent"])
 def test_a_deletion_that_can_never_fit_becomes_a_dead_letter(
-    status: int | None, broker: Broker, api: RoleApi, neutron: Notifier
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
-    (cuk,) = cuks(1)
-    addresses = ADDRESSES
-    if status is None:
-        addresses = [f"10.0.{n // 200}.{n % 200}" for n in range(1500)]
-    else:
-        api.fault = Status(status)
-    with listening(broker, settings(broker.url(), api.url)) as listener:
-        neutron.notify("port.delete.end", port(cuk, addresses))
+    publish(broker, notified(CUK, *(f"10.0.{n // 200}.{n % 200}" for n in range(1500))))
+    with listening(quick(broker.url(), api)) as listener:
         broker.wait_for_depth(DEAD, 1)
         broker.wait_for_depth(POOL, 0)
-        assert [request.status for request in api.requests] == [status] * (status is not None)
         assert max(map(len, listener.log.splitlines())) < 1000
-        found = headers(broker.messages(DEAD)[0])
-        assert found.pop("x-k2hr3-reason").find(str(status or "not sent")) >= 0
-        assert found.pop("x-k2hr3-first-failure") == found.pop("x-k2hr3-last-failure") > 0
-        assert found == {"x-k2hr3-queue": POOL, "x-k2hr3-attempts": 1}
+    assert api.requests == []
+    found = headers(broker.messages(DEAD)[0])
+    assert "not sent" in found.pop("x-k2hr3-reason")
+    assert found.pop("x-k2hr3-first-failure") == found.pop("x-k2hr3-last-failure") > 0
+    assert found == {"x-k2hr3-queue": POOL, "x-k2hr3-attempts": 1}
 
 
-def test_while_k2hr3_is_in_trouble_deletions_move_without_an_attempt(
-    broker: Broker, blind: str, api: RoleApi, neutron: Notifier
+def test_while_k2hr3_does_not_keep_up_the_queue_is_emptied_in_time(
+    broker: Broker, blind: str, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
-    api.fault = Status(503)
-    deleted = cuks(9)
-    with listening(broker, settings(blind, api.url)) as listener:
-        neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in deleted)
-        broker.wait_for_depth(RETRY, 9)
-        broker.wait_for_depth(POOL, 0)
-        neutron.notify("port.delete.end", port(str(uuid.uuid4()), ADDRESSES))
-        broker.wait_for_depth(RETRY, 10)
-        listener.stop()
-    found = [headers(message) for message in broker.messages(RETRY)]
-    assert sorted(each["x-k2hr3-attempts"] for each in found) == [0] * 7 + [1] * 3
-    for each in found:
-        attempted = each["x-k2hr3-attempts"] == 1
-        assert ("x-k2hr3-first-failure" in each) == ("x-k2hr3-last-failure" in each) == attempted
-        assert each["x-k2hr3-reason"]
-    assert len([request for request in api.requests if request.cuk in deleted]) == 3
-    assert all(request.host is None for request in api.requests if request.cuk not in deleted)
-
-
-def test_a_deletion_that_waited_hold_seconds_moves_without_an_attempt(
-    broker: Broker, blind: str, api: RoleApi, neutron: Notifier
-) -> None:
-    api.fault = Slow(3)
-    deleted = cuks(4)
-    sections = settings(blind, api.url, timeout_seconds=20)
-    with listening(broker, sections, "k2hr3_osnl.Listener.hold_seconds = 1.0"):
-        neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in deleted)
-        broker.wait_for_depth(RETRY, 3)
-        broker.wait_for_depth(POOL, 0)
-        assert [request.cuk for request in api.requests] == deleted[:1]
+    # Given an API that takes 1 s for each of 40 deletions, and 30 s that are 1 s here
+    api.fault = Slow(1)
+    deleted = cuks(40)
+    sections = quick(blind, api, timeout_seconds=5)
+    sections["oslo_messaging_rabbit"]["rabbit_qos_prefetch_count"] = 10
+    with listening(sections, "k2hr3_osnl.Listener.hold_seconds = 1.0") as listener:
+        listener.wait_for_log("connected")
+        began = time.monotonic()
+        neutron(*deleted)
+        assert broker.depth(POOL).unacked <= 10, "more than the prefetch"
+        broker.wait_for_depth(POOL, 0, timeout=20)
+        assert time.monotonic() - began < 5 + 1 + SLACK  # timeout_seconds and hold_seconds
+        # Then what came within that time is made, and all others wait
+        made = asked(api, deleted)
+        assert len(made) <= 6 + SLACK
+        assert sorted(made + instances_in(broker, RETRY)) == sorted(deleted)
         for message in broker.messages(RETRY):
             found = headers(message)
             assert found.pop("x-k2hr3-reason")
             assert found == {"x-k2hr3-queue": POOL, "x-k2hr3-attempts": 0}
 
 
-def test_while_k2hr3_does_not_keep_up_the_queue_is_emptied_in_time(
-    broker: Broker, blind: str, api: RoleApi, neutron: Notifier
-) -> None:
-    # Given an API that takes 1 s for each of 40 deletions, and 30 s that are 1 s here
-    api.fault = Slow(1)
-    deleted = cuks(40)
-    sections = settings(blind, api.url, timeout_seconds=5)
-    sections["oslo_messaging_rabbit"]["rabbit_qos_prefetch_count"] = 10
-    with listening(broker, sections, "k2hr3_osnl.Listener.hold_seconds = 1.0"):
-        began = time.monotonic()
-        neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in deleted)
-        broker.wait_for_depth(POOL, 0, timeout=20)
-        assert time.monotonic() - began < 6  # hold_seconds and timeout_seconds
-        # Then what came within that time is made, and all others wait
-        made = asked(api, deleted)
-        assert len(made) <= 6
-        assert sorted(made + [cuk_of(each) for each in broker.messages(RETRY)]) == sorted(deleted)
-
-
-def declare(
-    broker: Broker,
-    queue: str,
-    arguments: dict[str, Any] | None = None,
-    bound_to: tuple[str, str] | None = None,
-) -> None:
-    """Make a durable queue, as an operator or an earlier run did."""
-    with contextlib.closing(broker.amqp()) as connection:
-        channel = connection.channel()
-        channel.queue_declare(queue, durable=True, arguments=arguments)
-        if bound_to:
-            channel.queue_bind(queue, *bound_to)
-
-
 def test_a_fresh_delivery_that_came_before_moves_without_an_attempt(
-    broker: Broker, blind: str, api: RoleApi, neutron: Notifier
+    broker: Broker, blind: str, api: RoleApi
 ) -> None:
     # Given a quorum queue, which may drop what is returned too often
-    declare(broker, POOL, {"x-queue-type": "quorum"}, ("neutron", "notifications.info"))
-    neutron.notify("port.delete.end", port(str(uuid.uuid4()), ADDRESSES))
+    declare_neutron(broker, "quorum")
+    delete_ports(broker, CUK)
     broker.messages(POOL)  # gives it back
     assert headers(broker.messages(POOL)[0])["x-delivery-count"] >= 1
-    with listening(broker, settings(blind, api.url)):
+    with listening(quick(blind, api)):
         broker.wait_for_depth(RETRY, 1)
         broker.wait_for_depth(POOL, 0)
         assert api.requests == []
@@ -3140,84 +2703,18 @@ def test_a_fresh_delivery_that_came_before_moves_without_an_attempt(
         assert found == {"x-k2hr3-queue": POOL, "x-k2hr3-attempts": 0}
 
 
-@pytest.mark.parametrize("to", [RETRY, DEAD])
-def test_a_copy_keeps_what_the_sender_said_and_drops_what_would_harm(
-    to: str, broker: Broker, blind: str, api: RoleApi, neutron: Notifier
-) -> None:
-    (cuk,) = cuks(1)
-    api.refused_cuks.add(cuk)
-    body = notification("port.delete.end", port(cuk if to == RETRY else "none", ADDRESSES))
-    dropped: dict[str, Any] = {
-        "origin": "compute-017",
-        "nested": {"list": [1, "two", None, True]},
-        "CC": ["elsewhere"],
-        "BCC": ["elsewhere"],
-        "x-death": [{"count": 3, "queue": "elsewhere"}],
-        "x-first-death-queue": "elsewhere",
-        "x-k2hr3-queue": "elsewhere",
-        "x-k2hr3-attempts": 9,
-        "x-k2hr3-first-failure": 17,
-        "x-k2hr3-last-failure": 2**39,
-        "x-k2hr3-reason": "none",
-    }
-    properties: dict[str, Any] = {
-        "content_type": "application/json",
-        "content_encoding": "utf-8",
-        "priority": 3,
-        "correlation_id": "c",
-        "reply_to": "r",
-        "message_id": "m",
-        "timestamp": 1767225600,
-        "type": "t",
-        "app_id": "a",
-    }
-    declare(broker, "elsewhere", bound_to=("neutron", "elsewhere"))
-    with listening(broker, settings(blind, api.url)):
-        broker.publish(
-            body,
-            "neutron",
-            "notifications.info",
-            pika.BasicProperties(
-                headers=dropped,
-                delivery_mode=1,
-                user_id="lab",
-                expiration="3600000",
-                **properties,
-            ),
-        )
-        broker.wait_for_depth(to, 1)
-        broker.wait_for_depth(POOL, 0)
-    (message,) = broker.messages(to)
-    assert message.body == body
-    for name, value in properties.items():
-        assert getattr(message.properties, name) == value, name
-    assert message.properties.delivery_mode == 2
-    assert message.properties.user_id is None
-    assert message.properties.expiration is None
-    found = headers(message)
-    ours = {"x-k2hr3-queue", "x-k2hr3-attempts", "x-k2hr3-reason"}
-    failures = {"x-k2hr3-first-failure", "x-k2hr3-last-failure"} if to == RETRY else set()
-    assert set(found) == ours | failures
-    assert found["x-k2hr3-queue"] == POOL
-    assert found["x-k2hr3-attempts"] == (1 if to == RETRY else 0)
-    broker.wait_for_depth("elsewhere", 1)  # what the sender's own CC brought there
-
-
-def test_later_copies_tell_where_and_when_it_began(
-    broker: Broker, api: RoleApi, neutron: Notifier
-) -> None:
+def test_later_copies_tell_where_and_when_it_began(broker: Broker, api: RoleApi) -> None:
     # Given the services' own queue, which is not named like the retry queue
-    (cuk,) = cuks(1)
-    api.refused_cuks.add(cuk)
-    sections = settings(broker.url(), api.url, retry_interval_seconds=1)
-    sections["oslo_messaging_notifications"]["pool"] = ""
-    with ListenerProcess(sections) as listener:
-        neutron.notify("port.delete.end", port(cuk, ADDRESSES))
-        wait_until(lambda: [request.cuk for request in api.requests].count(cuk) == 4, 20)
+    declare(broker, "notifications.info")
+    api.refused_cuks.add(CUK)
+    broker.publish(notified(CUK), "", "notifications.info")
+    sections = quick(broker.url(), api, retry_interval_seconds=1)
+    sections[NOTIFICATIONS]["pool"] = ""
+    with listening(sections) as listener:
+        wait_until(lambda: len(asked(api, [CUK])) == 4, 20)
         assert listener.stop() == 0
     broker.wait_for_depth(RETRY, 1)
-    (message,) = broker.messages(RETRY)
-    found = headers(message)
+    found = headers(broker.messages(RETRY)[0])
     assert found["x-k2hr3-queue"] == "notifications.info"
     assert found["x-k2hr3-attempts"] in (3, 4)
     assert found["x-k2hr3-last-failure"] - found["x-k2hr3-first-failure"] >= 2
@@ -3225,48 +2722,22 @@ def test_later_copies_tell_where_and_when_it_began(
 
 
 def test_a_deletion_that_fails_for_too_long_becomes_a_dead_letter(
-    broker: Broker, api: RoleApi, neutron: Notifier
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
-    (cuk,) = cuks(1)
-    api.refused_cuks.add(cuk)
-    with listening(
-        broker,
-        settings(broker.url(), api.url, retry_interval_seconds=1, dead_letter_after_seconds=3),
-    ):
-        neutron.notify("port.delete.end", port(cuk, ADDRESSES))
+    api.refused_cuks.add(CUK)
+    neutron(CUK)
+    limits = {"retry_interval_seconds": 1, "dead_letter_after_seconds": 3}
+    with listening(quick(broker.url(), api, **limits)):
         broker.wait_for_depth(DEAD, 1, timeout=20)
         broker.wait_for_depth(RETRY, 0)
     found = headers(broker.messages(DEAD)[0])
     assert found["x-k2hr3-queue"] == POOL
     assert "400" in found["x-k2hr3-reason"]
-    assert found["x-k2hr3-attempts"] == [request.cuk for request in api.requests].count(cuk) >= 3
+    assert found["x-k2hr3-attempts"] == len(asked(api, [CUK])) >= 3
     assert found["x-k2hr3-last-failure"] - found["x-k2hr3-first-failure"] >= 2  # whole seconds
 
 
-def test_a_first_failure_of_long_ago_costs_three_attempts_at_least(
-    broker: Broker, api: RoleApi, neutron: Notifier
-) -> None:
-    # Given a listener whose clock was at 1970 when a deletion failed first
-    sections = settings(
-        broker.url(), api.url, retry_interval_seconds=1, dead_letter_after_seconds=60
-    )
-    failing, good = cuks(2)
-    api.refused_cuks = {failing, good}
-    with listening(broker, sections):
-        fill(broker, RETRY, [failing, good], queue=POOL, attempts=1, first_failure=1)
-        wait_until(lambda: asked(api, [good]))
-        api.refused_cuks = {failing}
-        # Then a deletion that is made at its third attempt is made, and another given up after it
-        wait_until(lambda: good in api.deleted)
-        broker.wait_for_depth(DEAD, 1)
-    assert len(asked(api, [failing])) >= 2
-    assert headers(broker.messages(DEAD)[0])["x-k2hr3-attempts"] == 3
-
-
-def test_a_retry_is_attempted_whatever_its_headers_and_source(
-    broker: Broker, api: RoleApi, neutron: Notifier
-) -> None:
-    now = int(time.time())
+def test_a_retry_is_attempted_whatever_its_headers_and_source(broker: Broker, api: RoleApi) -> None:
     strange: list[dict[str, Any] | None] = [
         None,
         {},
@@ -3274,7 +2745,7 @@ def test_a_retry_is_attempted_whatever_its_headers_and_source(
         {"x-k2hr3-attempts": 10**9},
         {"x-k2hr3-attempts": -5, "x-k2hr3-last-failure": -5},
         {"x-k2hr3-attempts": [1]},
-        {"x-k2hr3-last-failure": now + 10**6},
+        {"x-k2hr3-last-failure": int(time.time()) + 10**6},
         {"x-k2hr3-last-failure": 2**62},
         {"x-k2hr3-queue": 17},
         {"x-k2hr3-first-failure": {}},
@@ -3282,92 +2753,15 @@ def test_a_retry_is_attempted_whatever_its_headers_and_source(
     ]
     deleted = cuks(len(strange))
     # Given retries that no filter accepts, and one that is no notification
-    with listening(broker, settings(broker.url(), api.url, retry_interval_seconds=1)):
-        for given, cuk in zip(strange, deleted):
-            broker.publish(
-                notification("port.gone", port(cuk, ADDRESSES), publisher_id="another"),
-                "",
-                RETRY,
-                pika.BasicProperties(headers=given, delivery_mode=2),
-            )
-        broker.publish(b"nothing", "", RETRY)
+    declare(broker, RETRY)
+    for sent, cuk in zip(strange, deleted):
+        body = notification(port(cuk, [ADDRESS]), "port.gone", publisher_id="another")
+        broker.publish(body, "", RETRY, pika.BasicProperties(headers=sent, delivery_mode=2))
+    broker.publish(b"nothing", "", RETRY)
+    with listening(quick(broker.url(), api, retry_interval_seconds=1)):
         wait_until(lambda: api.deleted == set(deleted), 30)
         broker.wait_for_depth(RETRY, 0)
         broker.wait_for_depth(DEAD, 1)
-
-
-def nova_notification(cuk: str, event_type: str = "instance.delete.end") -> bytes:
-    return notification(event_type, instance(cuk), publisher_id="nova-compute:host1")
-
-
-def with_presets(
-    broker: Broker, sections: dict[str, dict[str, object]], *services: str
-) -> dict[str, dict[str, object]]:
-    """The settings with sources of these services, whose exchanges are there."""
-    with closing(broker.amqp()) as connection:
-        for service in services:
-            connection.channel().exchange_declare(SERVICES[service][0], "topic", durable=True)
-    return {**sections, **{f"{NOTIFICATIONS}:{service}": {} for service in services}}
-
-
-def test_a_normal_deletion_costs_two_requests_with_neutron_and_nova(
-    broker: Broker, api: RoleApi
-) -> None:
-    # Given an API that takes its time, so that all events of a deletion are here before it ends
-    api.delay = 0.1
-    cuk, other = cuks(2)
-    sections = with_presets(broker, settings(broker.url(), api.url), "neutron", "nova")
-    with listening(broker, sections) as listener:
-        wait_until(lambda: len(broker.bindings(POOL)) == 2)
-        # When they come in Nova's order
-        broker.publish(
-            notification("port.delete.end", port(cuk, ADDRESSES)), "neutron", "notifications.info"
-        )
-        for event_type in ("instance.update", "instance.delete.end"):
-            broker.publish(
-                nova_notification(cuk, event_type), "nova", "versioned_notifications.info"
-            )
-        broker.publish(nova_notification(other), "nova", "versioned_notifications.info")
-        wait_until(lambda: other in api.deleted)
-        listener.stop()
-        # Then the addresses go, then the instance, and nothing is asked for again
-        assert [(request.cuk, request.host) for request in api.requests] == [
-            (cuk, tuple(ADDRESSES)),
-            (cuk, None),
-            (other, None),
-        ]
-        assert " deleted=3 failed=0 ignored=1 retried=0 dead_letters=0" in listener.log
-    assert total(broker, *QUEUES) == 0
-
-
-def test_of_removed_instances_the_last_ones_are_remembered(broker: Broker, api: RoleApi) -> None:
-    first, second, third, last = cuks(4)
-    sections = with_presets(broker, settings(broker.url(), api.url), "nova")
-    with listening(broker, sections, "k2hr3_osnl.Listener.remembered = 2") as listener:
-        for cuk in (first, second, third, second, first, last):
-            broker.publish(nova_notification(cuk), "nova", "versioned_notifications.info")
-        wait_until(lambda: last in api.deleted)
-        listener.stop()
-    assert [request.cuk for request in api.requests] == [first, second, third, first, last]
-
-
-@pytest.mark.parametrize("doubtful", [False, True], ids=["retry", "after a doubtful removal"])
-def test_a_deletion_is_made_again_where_the_first_may_not_have_been_enough(
-    broker: Broker, api: RoleApi, doubtful: bool
-) -> None:
-    cuk, last = cuks(2)
-    change = "k2hr3_osnl.DOUBTFUL_SECONDS = 0" if doubtful else ""
-    sections = with_presets(broker, settings(broker.url(), api.url), "nova")
-    with listening(broker, sections, change) as listener:
-        broker.publish(nova_notification(cuk), "nova", "versioned_notifications.info")
-        wait_until(lambda: cuk in api.deleted)
-        if doubtful:
-            broker.publish(nova_notification(cuk), "nova", "versioned_notifications.info")
-        else:
-            broker.publish(nova_notification(cuk), "", RETRY)
-        broker.publish(nova_notification(last), "nova", "versioned_notifications.info")
-        wait_until(lambda: last in api.deleted and api.deletions[cuk] == 2)
-        listener.stop()
 
 
 # A 204 that may have left a member behind
@@ -3391,22 +2785,20 @@ def doubtful(broker: Broker, count: int) -> list[dict[str, Any]]:
     ids=["403", "reset", "time-out", "slow 204"],
 )
 def test_a_member_that_k2hr3_may_have_kept_is_one_dead_letter_for_a_person(
-    broker: Broker, api: RoleApi, command: Run, kept: Kept, attempts: int
+    broker: Broker, api: RoleApi, neutron: Callable[..., None], kept: Kept, attempts: int
 ) -> None:
-    (cuk,) = cuks(1)
-    good = cuks(3)
+    cuk, *good = cuks(4)
     for each in (cuk, *good):
         api.register(each, ADDRESS)
-    sections = settings(broker.url(), api.url, timeout_seconds=1)
-    with_presets(broker, sections, "neutron")
+    sections = quick(broker.url(), api, timeout_seconds=1)
     assert k2hr3_osnl.DOUBTFUL_SECONDS == 8
-    with listening(broker, sections, "k2hr3_osnl.DOUBTFUL_SECONDS = 0.5") as listener:
+    with listening(sections, "k2hr3_osnl.DOUBTFUL_SECONDS = 0.5") as listener:
         # Given three deletions of the instance, of which the first costs it its index only
         api.fault = kept
-        emit(broker, [notified(cuk)])
+        neutron(cuk)
         wait_until(lambda: cuk in api.kept())
         api.fault = None
-        emit(broker, [notified(each) for each in (cuk, cuk, *good)])
+        neutron(cuk, cuk, *good)
         # Then all are done, and one letter asks for a person
         wait_until(lambda: api.deleted >= {cuk, *good}, 20)
         (letter,) = doubtful(broker, 1)
@@ -3415,47 +2807,17 @@ def test_a_member_that_k2hr3_may_have_kept_is_one_dead_letter_for_a_person(
         listener.wait_for_log(f" WARNING dead letter instance={cuk}: K2HR3 answered 204")
         assert listener.stop() == 0
         assert re.search(" deleted=5 .* doubtful=1 ", listener.log)
-    # When the letters are moved back, then it stays
-    asked_before = len(api.requests)
-    done = command(sections, "dead-letters", "--replay")
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
-    assert [total(broker, queue) for queue in QUEUES] == [0, 0, 1]
-    assert doubtful(broker, 1) == [letter]
-    assert len(api.requests) == asked_before
-
-
-def test_the_doubt_about_a_deletion_survives_its_copies(broker: Broker, api: RoleApi) -> None:
-    (cuk,) = cuks(1)
-    api.register(cuk, ADDRESS)
-    api.fault = Kept(403)
-    sections = settings(broker.url(), api.url, retry_interval_seconds=1)
-    with_presets(broker, sections, "neutron")
-    with listening(broker, sections) as listener:
-        emit(broker, [notified(cuk)])
-        listener.wait_for_log("not deleted .*403")
-        # When it then fails in a way that leaves no doubt, and another process goes on
-        api.refused_cuks.add(cuk)
-        listener.wait_for_log("not deleted .*400", count=2)
-        listener.stop()
-    (message,) = broker.messages(RETRY)
-    assert headers(message)["x-k2hr3-doubt"] == "open"
-    api.refused_cuks.clear()
-    with listening(broker, sections):
-        doubtful(broker, 1)
 
 
 @pytest.mark.parametrize("happens", ["SIGTERM", "connection lost"])
 def test_a_doubt_about_a_running_attempt_is_not_forgotten(
-    broker: Broker, api: RoleApi, happens: str
+    broker: Broker, api: RoleApi, neutron: Callable[..., None], happens: str
 ) -> None:
     # Given an attempt under way, which will cost an instance its index only
-    (cuk,) = cuks(1)
-    api.register(cuk, ADDRESS)
+    api.register(CUK, ADDRESS)
     api.fault = Kept(403, seconds=1)
-    sections = quick(broker.url(), api, timeout_seconds=5)
-    with_presets(broker, sections, "neutron")
-    with listening(broker, sections) as listener:
-        emit(broker, [notified(cuk)])
+    neutron(CUK)
+    with listening(quick(broker.url(), api, timeout_seconds=5)) as listener:
         wait_until(lambda: api.under_way)
         if happens == "SIGTERM":
             assert listener.stop() == 0
@@ -3463,70 +2825,49 @@ def test_a_doubt_about_a_running_attempt_is_not_forgotten(
         else:
             close_connections(broker)
         # When the deletion is made again, then there is a letter all the same
-        wait_until(lambda: api.deleted == {cuk}, 20)
-        assert api.kept() == {cuk}
+        wait_until(lambda: api.deleted == {CUK}, 20)
+        assert api.kept() == {CUK}
         doubtful(broker, 1)
-
-
-def test_doubts_are_ten_lines_a_minute_and_then_their_number(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    doubts = k2hr3_osnl.Doubts(100)
-    for number in range(15):
-        assert not doubts.is_told(f"instance-{number}")
-        doubts.tell(f"instance-{number}", 1000.0 + number)
-        assert doubts.is_told(f"instance-{number}")
-    doubts.flush(1059.9)
-    assert len(caplog.messages) == 10
-    for now in (1060.1, 1061.0, 1200.0):
-        doubts.flush(now)
-    assert len(caplog.messages) == 11
-    assert caplog.messages[-1].startswith("5 more dead letters: K2HR3 answered 204")
 
 
 # --- No message is ever in none of the queues ----------------------------------------------------
 
+#: Ends the program when a copy is confirmed and its original not yet acked.
+KILLED_AFTER_COPY = """
+from pika.adapters.blocking_connection import BlockingChannel
+publish = BlockingChannel.basic_publish
+def publish_and_die(*args, **kwargs):
+    publish(*args, **kwargs)
+    os.kill(os.getpid(), 9)
+BlockingChannel.basic_publish = publish_and_die
+"""
+#: Copying goes on 1 s after each failure.
+SHORT_PAUSE = "k2hr3_osnl.Publisher.longest_pause = 1.0"
 
-def total(broker: Broker, *queues: str) -> int:
-    """Messages in some queues, held ones included."""
-    found = broker.queues()
-    return sum(found[queue].total for queue in queues if queue in found)
 
-
-@pytest.mark.parametrize("moment", ["to retry", "retry again", "to dead letter"])
+@pytest.mark.parametrize(("source", "target"), [(POOL, RETRY), (RETRY, RETRY), (POOL, DEAD)])
 def test_a_kill_between_copy_and_ack_loses_nothing(
-    moment: str, broker: Broker, api: RoleApi, neutron: Notifier
+    source: str, target: str, broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
-    (cuk,) = cuks(1)
-    malformed = moment == "to dead letter"
-    sections = settings(broker.url(), api.url, retry_interval_seconds=1)
-    api.refused_cuks.add(cuk)
-    with listening(broker, sections) as listener:
-        listener.stop()
-    if moment == "retry again":
-        broker.publish(notification("port.delete.end", port(cuk, ADDRESSES)), "", RETRY)
-    else:
-        neutron.notify("port.delete.end", port("none" if malformed else cuk, ADDRESSES))
-    source, target = {
-        "to retry": (POOL, RETRY),
-        "retry again": (RETRY, RETRY),
-        "to dead letter": (POOL, DEAD),
-    }[moment]
+    api.refused_cuks = {CUK}
+    declare(broker, RETRY)
+    broker.publish(notified("none" if target == DEAD else CUK), "", source)
+    sections = quick(broker.url(), api, retry_interval_seconds=1)
 
     # When it is killed there
-    with ListenerProcess(sections, driver=driver(KILLED_AFTER_COPY)) as listener:
+    with listening(sections, KILLED_AFTER_COPY) as listener:
         assert listener.process.wait(20) == -9
     # Then original and copy are there
-    broker.wait_for_depth(source, 2 if source == target else 1)
-    broker.wait_for_depth(target, 2 if source == target else 1)
+    for queue in (source, target):
+        broker.wait_for_depth(queue, 2 if source == target else 1)
 
     # And the next run settles both
     api.refused_cuks.clear()
-    with listening(broker, sections):
+    with listening(sections):
         broker.wait_for_depth(POOL, 0)
         broker.wait_for_depth(RETRY, 0)
-        broker.wait_for_depth(DEAD, 2 if malformed else 0)
-    assert malformed or api.deletions[cuk] == 2
+        broker.wait_for_depth(DEAD, 2 if target == DEAD else 0)
+    assert target == DEAD or api.deletions[CUK] == 2
 
 
 @pytest.fixture
@@ -3538,17 +2879,17 @@ def mute(broker: Broker) -> str:
 
 @pytest.mark.parametrize("malformed", [False, True], ids=["retry", "dead letter"])
 def test_what_may_not_be_copied_is_held_until_it_may(
-    malformed: bool, broker: Broker, mute: str, api: RoleApi, neutron: Notifier
+    malformed: bool, broker: Broker, mute: str, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
     cuk, good = cuks(2)
     api.refused_cuks.add(cuk)
-    with listening(broker, settings(mute, api.url), SHORT_PAUSE) as listener:
-        neutron.notify("port.delete.end", port("none" if malformed else cuk, ADDRESSES))
+    neutron("none" if malformed else cuk)
+    with listening(quick(mute, api), SHORT_PAUSE) as listener:
         queue = DEAD if malformed else RETRY
         listener.wait_for_log(rf" ERROR .*{queue}.*amq\.default")
         broker.wait_for_depth(POOL, 0, 1)
         # others are not held up
-        neutron.notify("port.delete.end", port(good, ADDRESSES))
+        neutron(good)
         wait_until(lambda: api.deleted == {good})
         broker.wait_for_depth(POOL, 0, 1)
         assert total(broker, RETRY, DEAD) == 0
@@ -3565,20 +2906,15 @@ def test_what_may_not_be_copied_is_held_until_it_may(
 
 @pytest.mark.parametrize("full", [RETRY, DEAD])
 def test_what_one_queue_refuses_is_held_and_the_other_queue_still_used(
-    full: str, broker: Broker, api: RoleApi, neutron: Notifier
+    full: str, broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
-    (cuk,) = cuks(1)
-    api.refused_cuks.add(cuk)
+    api.refused_cuks.add(CUK)
     declare(broker, full, {"x-max-length": 0, "x-overflow": "reject-publish"})
-    events = [("port.delete.end", port(each, ADDRESSES)) for each in (cuk, "none")]
-    if full == DEAD:
-        events.reverse()
-    with listening(
-        broker, settings(broker.url(), api.url, retry_interval_seconds=2), SHORT_PAUSE
-    ) as listener:
-        neutron.notify(*events[0])
+    first, second = (CUK, "none") if full == RETRY else ("none", CUK)
+    with listening(quick(broker.url(), api, retry_interval_seconds=2), SHORT_PAUSE) as listener:
+        neutron(first)
         listener.wait_for_log(f" ERROR .*{re.escape(full)}")
-        neutron.notify(*events[1])
+        neutron(second)
         wait_until(lambda: total(broker, DEAD if full == RETRY else RETRY) == 1)
         broker.wait_for_depth(POOL, 0, 1)
         assert broker.depth(full) == Depth(0, 0)
@@ -3591,14 +2927,11 @@ def test_what_one_queue_refuses_is_held_and_the_other_queue_still_used(
 
 
 def test_failed_copies_pause_all_for_longer_and_longer_and_are_one_error(
-    broker: Broker, mute: str, api: RoleApi, neutron: Notifier
+    broker: Broker, mute: str, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
-    sections = settings(mute, api.url, retry_interval_seconds=1)
-    sections["DEFAULT"]["debug_level"] = "debug"
-    with listening(broker, sections, "k2hr3_osnl.Publisher.longest_pause = 4.0") as listener:
-        neutron.notify_many(
-            ("port.delete.end", port(f"none-{number}", ADDRESSES)) for number in range(5)
-        )
+    neutron(*(f"none-{number}" for number in range(5)))
+    sections = quick(mute, api, retry_interval_seconds=1)
+    with listening(sections, "k2hr3_osnl.Publisher.longest_pause = 4.0") as listener:
         pauses = listener.wait_for_log(r"(?<=held instead; next try in )\d+", 20, 4)
         assert pauses[:4] == ["1", "2", "4", "4"]
         broker.wait_for_depth(POOL, 0, 5)
@@ -3611,21 +2944,20 @@ def test_failed_copies_pause_all_for_longer_and_longer_and_are_one_error(
 
 
 def test_a_memory_alarm_blocks_copies_and_nothing_else(
-    broker: Broker, api: RoleApi, neutron: Notifier
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
     # Given a deletion that fails, one that can't be, and good ones, all queued in an alarm
     bad, *good = cuks(20)
     api.refused_cuks.add(bad)
-    with listening(broker, settings(broker.url(), api.url)) as listener:
-        listener.stop()
-    neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in (bad, "none", *good))
+    neutron(bad, "none", *good)
+    for queue in (RETRY, DEAD):
+        declare(broker, queue)
     broker.alarm(True)
     try:
-        with listening(broker, settings(broker.url(), api.url), SHORT_PAUSE) as listener:
+        with listening(quick(broker.url(), api), SHORT_PAUSE) as listener:
             wait_until(lambda: api.deleted == set(good), 20)
-            broker.wait_for_depth(POOL, 0, 2)
             listener.wait_for_log(" ERROR ", 20)
-            assert broker.depth(POOL) == Depth(0, 2)
+            broker.wait_for_depth(POOL, 0, 2)
             assert total(broker, RETRY, DEAD) == 0
             # When the alarm is over
             broker.alarm(False)
@@ -3640,38 +2972,6 @@ def test_a_memory_alarm_blocks_copies_and_nothing_else(
         broker.alarm(False)
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["resumed", "cut"])
-def test_a_stalled_connection_holds_copies_and_nothing_else(
-    cut: bool, broker: Broker, api: RoleApi, neutron: Notifier
-) -> None:
-    sections = settings(broker.url(), api.url)
-    (good,) = cuks(1)
-    with Proxy(broker.port) as proxy:
-        sections["oslo_messaging_notifications"]["transport_url"] = broker.url(
-            hosts=[f"127.0.0.1:{proxy.port}"]
-        )
-        with listening(broker, sections, SHORT_PAUSE):
-            # Given that the connection for copies is open, and stalls
-            proxy.spare()
-            neutron.notify("port.delete.end", port("none-1", ADDRESSES))
-            broker.wait_for_depth(DEAD, 1)
-            broker.wait_for_depth(POOL, 0)
-            proxy.stall()
-            neutron.notify_many(
-                ("port.delete.end", port(cuk, ADDRESSES)) for cuk in ("none-2", good)
-            )
-            wait_until(lambda: api.deleted == {good})
-            broker.wait_for_depth(POOL, 0, 1)
-            assert broker.depth(DEAD) == Depth(1, 0)
-            # When it ends
-            if cut:
-                proxy.cut()
-            proxy.resume()
-            broker.wait_for_depth(POOL, 0, timeout=20)
-            # (what was cut off before its confirmation may be there twice)
-            assert 2 <= broker.depth(DEAD).ready <= (3 if cut else 2)
-
-
 @pytest.fixture
 def small_messages(broker: Broker) -> Iterator[Callable[[], None]]:
     """Has the broker refuse bodies of more than 20 kB from now on."""
@@ -3684,26 +2984,23 @@ def small_messages(broker: Broker) -> Iterator[Callable[[], None]]:
     limit(1 << 27)
 
 
-@pytest.mark.parametrize("quorum", [False, True], ids=["classic", "quorum"])
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+@pytest.mark.matrix
 def test_one_odd_message_stops_no_other(
-    broker: Broker, api: RoleApi, small_messages: Callable[[], None], quorum: bool
+    broker: Broker, api: RoleApi, small_messages: Callable[[], None], queue_type: str
 ) -> None:
     # Given odd messages of three kinds, too: done, failing and malformed; and a large failing one
-    with_presets(broker, {}, "neutron")
-    queue_type = {"x-queue-type": "quorum"} if quorum else None
-    declare(broker, POOL, queue_type, ("neutron", "notifications.info"))
+    declare_neutron(broker, queue_type)
     odd_good, odd_failing, good = cuks(len(ODD_HEADERS)), cuks(len(ODD_HEADERS)), cuks(20)
     failing, large = cuks(2)
     for name, first, second in zip(ODD_HEADERS, odd_good, odd_failing):
         bodies = [notified(first), notified(second), name.encode()]
         broker.publish_many(bodies, "neutron", "notifications.info", ODD_HEADERS[name])
-    bodies = [notified(large) + b" " * 50_000, notified(failing), *map(notified, good)]
-    broker.publish_many(bodies, "neutron", "notifications.info")
+    publish(broker, notified(large) + b" " * 50_000, notified(failing), *map(notified, good))
     small_messages()
     api.refused_cuks = {*odd_failing, failing, large}
     # When
-    sections = quick(broker.url(), api, retry_interval_seconds=5)
-    with listening(broker, sections) as listener:
+    with listening(quick(broker.url(), api)) as listener:
         # Then all that K2HR3 takes is made, all others are copied, and only the large one is held
         wait_until(lambda: {*good, *odd_good} <= api.deleted, 20)
         broker.wait_for_depth(DEAD, len(ODD_HEADERS))
@@ -3721,155 +3018,71 @@ def test_one_odd_message_stops_no_other(
         assert re.search(f" ERROR no copy to {RETRY}.*(max size|message size)", listener.log)
 
 
-class Running:
-    """A listener as a library, in a thread; stopped with its context manager."""
-
-    def __init__(self, config: Config, endpoint: Endpoint | None = None) -> None:
-        self.listener = k2hr3_osnl.Listener(config, endpoint or Endpoint())
-        self.thread = threading.Thread(target=self.listener.run, daemon=True)
-
-    def __enter__(self) -> Running:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.listener.stop()
-        self.thread.join(10)
-        assert not self.thread.is_alive()
+#: Erlang: how many queues have one delivery that is held and none that is ready.
+HELD = (
+    'lists:sum([1 || Q <- rabbit_amqqueue:list(<<"/">>), {ok, 0, 1} <- [rabbit_amqqueue:stat(Q)]])'
+)
 
 
-def config_from(path: Path, sections: Mapping[str, Mapping[str, object]]) -> Config:
-    return Config.load(str(write_settings(path, sections)), environ={})
-
-
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_a_held_delivery_survives_30_reconnects(
-    broker: Broker, mute: str, api: RoleApi, neutron: Notifier, tmp_path: Path
+    broker: Broker, mute: str, api: RoleApi, tmp_path: Path, queue_type: str
 ) -> None:
-    # Given listeners that may not copy, on classic and on quorum queues, with deliveries held:
-    # one that fails, and a retry that is not due for long
-    pools = {"classic": False, "quorum": True}
-    (cuk,) = cuks(1)
-    api.refused_cuks.add(cuk)
-    with contextlib.ExitStack() as listeners:
-        for pool, quorum in pools.items():
-            sections = settings(mute, api.url, retry_interval_seconds=600)
-            sections["oslo_messaging_notifications"]["pool"] = pool
-            sections["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = quorum
-            config = config_from(tmp_path / pool, sections)
-            listeners.enter_context(
-                Running(
-                    dataclasses.replace(
-                        config, rabbit=dataclasses.replace(config.rabbit, rabbit_retry_interval=0)
-                    )
-                )
-            )
-            wait_for_binding(broker, pool)
-            for queue in (pool, f"{pool}.retry", f"{pool}.dead_letter"):
-                made = broker.queue(queue)
-                assert made["durable"]
-                assert made["type"] == pool
-                assert made["arguments"] == {
-                    "x-queue-type": pool,
-                    **({"x-delivery-limit": 2_000_000_000} if quorum else {}),
-                }
-            broker.publish(
-                notification("port.delete.end", port(str(uuid.uuid4()), ADDRESSES)),
-                "",
-                f"{pool}.retry",
-                pika.BasicProperties(
-                    delivery_mode=2,
-                    headers={"x-k2hr3-attempts": 20, "x-k2hr3-last-failure": int(time.time())},
-                ),
-            )
-            broker.publish(b"dead", "", f"{pool}.dead_letter")
-        neutron.notify("port.delete.end", port(cuk, ADDRESSES))
-
+    # Given a listener that may not copy, whose queues are its own, with a failing deletion, and a
+    # retry that is not due for long
+    sections = quick(mute, api, retry_interval_seconds=600)
+    sections["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = queue_type == "quorum"
+    config = with_presets(broker, sections, "neutron")
+    api.refused_cuks.add(CUK)
+    options = config_from(tmp_path / "ini", config)
+    at_once = dataclasses.replace(options.rabbit, rabbit_retry_interval=0)
+    limit = {"x-delivery-limit": 2_000_000_000} if queue_type == "quorum" else {}
+    with Running(dataclasses.replace(options, rabbit=at_once)):
+        wait_for_binding(broker, POOL)
+        for queue in QUEUES:
+            made = broker.queue(queue)
+            assert (made["durable"], made["type"]) == (True, queue_type)
+            assert made["arguments"] == {"x-queue-type": queue_type, **limit}
+        fill(broker, RETRY, cuks(1), attempts=20, last_failure=int(time.time()))
+        broker.publish(b"dead", "", DEAD)
+        delete_ports(broker, CUK)
         # When the broker closes the connections 30 times
-        held = (
-            'lists:sum([1 || Q <- rabbit_amqqueue:list(<<"/">>),'
-            " {ok, 0, 1} <- [rabbit_amqqueue:stat(Q)]])"
-        )
-        ours = (
-            "[P || P <- rabbit_networking:connections(),"
-            ' rabbit_networking:connection_info(P, [user]) =:= [{user, <<"mute">>}]]'
-        )
-
-        def open_ones() -> set[str]:
-            text = broker.evaluate(f'lists:flatten(io_lib:format("~0p", [{ours}]))')
-            return set(re.findall(r"<[\d.]+>", text))
-
         for _ in range(30):
-            wait_until(lambda: broker.evaluate(held) == "4", 20, "four deliveries held")
-            before = wait_until(open_ones)
-            broker.evaluate(f'[rabbit_networking:close_connection(P, "a test") || P <- {ours}]')
-            wait_until(lambda before=before: not before & open_ones())  # type: ignore[misc]
-        wait_until(lambda: broker.evaluate(held) == "4", 20, "four deliveries held")
+            wait_until(lambda: broker.evaluate(HELD) == "2", 20, "both held")
+            close_connections(broker)
+            wait_until(lambda: broker.evaluate(HELD) != "2", interval=0.01)
+        wait_until(lambda: broker.evaluate(HELD) == "2", 20, "both held")
 
     # Then nothing was lost
-    for pool, quorum in pools.items():
-        for queue in (pool, f"{pool}.retry", f"{pool}.dead_letter"):
-            broker.wait_for_depth(queue, 1)
-        for queue in (pool, f"{pool}.retry"):
-            (message,) = broker.messages(queue)
-            assert message.redelivered
-            assert not quorum or headers(message)["x-delivery-count"] >= 30
-    assert api.deleted & {cuk} == set()
+    for queue in QUEUES:
+        broker.wait_for_depth(queue, 1)
+    for queue in (POOL, RETRY):
+        (message,) = broker.messages(queue)
+        assert message.redelivered
+        assert not limit or headers(message)["x-delivery-count"] >= 30
+    assert CUK not in api.deleted
 
 
-def test_retries_survive_14_reconnects_on_a_queue_with_a_delivery_limit(
-    broker: Broker,
-    api: RoleApi,
-    neutron: Notifier,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    # Given a retry queue that drops what is returned for the sixth time, and retries held from it
-    declare(broker, RETRY, {"x-queue-type": "quorum", "x-delivery-limit": 3})
-    waiting = cuks(3)
-    fill(broker, RETRY, waiting, queue=POOL, attempts=20, last_failure=int(time.time()))
-    sections = quick(broker.url(), api, retry_interval_seconds=600, concurrency=3)
-    with Running(config_from(tmp_path / "ini", sections)) as running:
-        for number in range(14):
-            wait_until(lambda: running.listener._session)
-            wait_until(lambda: broker.depth(RETRY).unacked == 3, 20, "three retries held")
-            # every second time they move to the tail
-            moved = 3 * (number // 2)
-            wait_until(lambda moved=moved: running.listener.counters["retried"] >= moved)  # type: ignore[misc]
-            close_connections(broker)
-            wait_until(lambda: running.listener._session is None)
-    # Then all are there, and far from the limit, and none was said to be missing
-    assert not re.search(" left .* not through this listener", caplog.text)
-    broker.wait_for_depth(RETRY, 3)
-    assert set(instances_in(broker, RETRY)) == set(waiting)
-    for message in broker.messages(RETRY):
-        assert headers(message)["x-k2hr3-attempts"] == 20
-        assert headers(message)["x-delivery-count"] <= 4  # two looks of ours
-    assert asked(api, waiting) == []
-
-
-@pytest.mark.parametrize("first", [False, True], ids=["classic first", "quorum first"])
+@pytest.mark.parametrize("quorum", [False, True], ids=["classic first", "quorum first"])
 def test_queues_of_an_earlier_run_are_used_as_they_are(
-    first: bool, broker: Broker, api: RoleApi, neutron: Notifier
+    quorum: bool, broker: Broker, api: RoleApi
 ) -> None:
-    (cuk,) = cuks(1)
-    api.refused_cuks.add(cuk)
-    sections = settings(broker.url(), api.url, retry_interval_seconds=1)
-    sections["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = first
-    with listening(broker, sections) as listener:
-        neutron.notify_many(("port.delete.end", port(each, ADDRESSES)) for each in (cuk, "none"))
-        wait_until(lambda: total(broker, RETRY) == total(broker, DEAD) == 1)
-        listener.stop()
-    api.refused_cuks.clear()
-    sections["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = not first
-    with listening(broker, sections) as listener:
-        wait_until(lambda: api.deleted == {cuk})
-        neutron.notify("port.delete.end", port("none again", ADDRESSES))
-        broker.wait_for_depth(DEAD, 2)
-        for queue in QUEUES:
-            assert broker.queue(queue)["type"] == ("quorum" if first else "classic")
-        broker.wait_for_depth(RETRY, 0)
-        broker.wait_for_depth(POOL, 0)
-        assert " ERROR " not in listener.log
+    sections = with_presets(broker, quick(broker.url(), api, retry_interval_seconds=1), "neutron")
+    for is_quorum in (quorum, not quorum):
+        sections["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = is_quorum
+        (cuk,) = cuks(1)
+        api.refused_cuks.add(cuk)
+        with listening(sections) as listener:
+            delete_ports(broker, cuk, "none")
+            wait_until(lambda: total(broker, RETRY) == 1)
+            api.refused_cuks.clear()
+            wait_until(lambda cuk=cuk: cuk in api.deleted)  # type: ignore[misc]
+            broker.wait_for_depth(DEAD, 1 if is_quorum == quorum else 2)
+            for queue in QUEUES:
+                assert broker.queue(queue)["type"] == ("quorum" if quorum else "classic")
+            broker.wait_for_depth(RETRY, 0)
+            broker.wait_for_depth(POOL, 0)
+            assert " ERROR " not in listener.log
 
 
 # --- Acks in any order ---------------------------------------------------------------------------
@@ -3884,24 +3097,13 @@ class Tray:
         while len(self.deliveries) < count:
             connection.process_data_events(1)
 
-    def _receive(
-        self,
-        consumer: k2hr3_osnl.Consumer,
-        _channel: object,
-        method: Any,
-        properties: pika.BasicProperties,
-        body: bytes,
-    ) -> None:
+    def _receive(self, consumer: Any, _channel: Any, method: Any, *message: Any) -> None:
+        properties, body = message
         delivery = k2hr3_osnl.Delivery(
             consumer, method.delivery_tag, body, properties, queue="acks", since=0.0
         )
         consumer.unfinished[delivery.delivery_tag] = delivery
         self.deliveries.append(delivery)
-
-    def close(self) -> None:
-        """Give back what is not acked."""
-        if self.consumer.channel.is_open:
-            self.consumer.channel.close()
 
     def flush(self) -> None:
         """Ack, and wait until the broker has seen it."""
@@ -3909,396 +3111,65 @@ class Tray:
         self.consumer.channel.queue_declare(self.consumer.queue, passive=True)
 
 
-@st.composite
-def finishings(draw: st.DrawFn) -> tuple[int, list[list[int]]]:
-    """A number of deliveries, and which of them are finished together, one group after another."""
-    count = draw(st.integers(1, 60))
-    order = draw(st.permutations(range(count)))
-    order = order[: draw(st.integers(0, count))] if draw(st.booleans()) else order
-    cuts = sorted(draw(st.lists(st.integers(0, len(order)), max_size=12)))
-    bounds = [0, *cuts, len(order)]
-    return count, [list(order[begin:end]) for begin, end in zip(bounds, bounds[1:])]
-
-
-@pytest.fixture
-def acks(broker: Broker) -> Iterator[pika.BlockingConnection]:
+@pytest.mark.parametrize("seed", range(8))
+def test_acks_in_any_order_ack_each_delivery_once(broker: Broker, seed: int) -> None:
+    # Given up to 60 deliveries, all or some of which are finished in a random order, in groups
+    chance = random.Random(seed)
+    count = chance.randint(1, 60)
+    left = list(range(count))
+    chance.shuffle(left)
+    stays = chance.choice([0, count // 2])
     declare(broker, "acks")
-    with contextlib.closing(broker.amqp()) as connection:
-        yield connection
-
-
-@hypothesis_settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(finishings())
-def test_acks_in_any_order_ack_each_delivery_once(
-    the_broker: Broker, acks: pika.BlockingConnection, plan: tuple[int, list[list[int]]]
-) -> None:
-    count, groups = plan
-    channel = acks.channel()
-    channel.confirm_delivery()
-    channel.queue_purge("acks")
-    for number in range(count):
-        channel.basic_publish("", "acks", str(number).encode())
-    left = set(range(count))
-    with contextlib.closing(Tray(acks, "acks", count)) as tray:
-        for group in groups:
-            for number in group:
-                tray.deliveries[number].finish()
-            left -= set(group)
+    broker.publish_many([str(number).encode() for number in range(count)], "", "acks")
+    with closing(broker.amqp()) as connection:
+        tray = Tray(connection, "acks", count)
+        while len(left) > stays:
+            for _ in range(chance.randint(1, min(6, len(left) - stays))):
+                tray.deliveries[left.pop()].finish()
             tray.flush()
-            # the channel is open, and what is acked is what is finished
+            # Then the channel is open, and what is acked is what is finished
             assert tray.consumer.channel.is_open
-            assert the_broker.depth("acks") == Depth(0, len(left))
-    returned = [channel.basic_get("acks", auto_ack=True)[2] for _ in left]
-    assert {int(body) for body in returned if body is not None} == left
-    assert channel.basic_get("acks")[0] is None
-    channel.close()
+            assert broker.depth("acks") == Depth(0, len(left))
+    # (a broker takes back what a channel held some time after it closed it)
+    broker.wait_for_depth("acks", len(left))
+    assert {int(message.body) for message in broker.messages("acks")} == set(left)
 
 
-# --- The retry queue and the breaker -------------------------------------------------------------
-
-TROUBLES: dict[str, Fault | None] = {
-    "503": Status(503),
-    "400": Status(400),
-    "403": Status(403),
-    "reset": Reset(),
-    "refused": None,
-    "hang": Hang(),
-    "drip": Drip(),
-}
-CONCURRENCY, QUEUED, OUTAGE_SECONDS, INTERVAL = 8, 500, 60, 10
+# --- An outage of K2HR3 --------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Outage:
-    """What was seen of one listener and its API in an outage."""
-
-    emptied: float | None = None  # seconds until the notification queue was empty
-    waiting: int = 0  # in the retry queue at the end
-    requests: list[Request] = dataclasses.field(default_factory=list)
-    recovered: float | None = None  # seconds from the repair until all was deleted
-    missing: int = QUEUED
-
-
-@pytest.fixture(scope="module")
-def outages(the_broker: Broker) -> dict[str, Outage]:
-    """Each kind of trouble for 60 s, with 500 deletions queued, side by side: each has its API,
-    exchange, queues and listener."""
-    seen = {name: Outage() for name in TROUBLES}
-    deleted = {name: set(cuks(QUEUED)) for name in TROUBLES}
-    with contextlib.ExitStack() as parts:
-        apis, neutrons = {}, {}
-        for name in TROUBLES:
-            apis[name] = parts.enter_context(RoleApi())
-            neutrons[name] = parts.enter_context(Notifier(the_broker.url(), f"neutron-{name}"))
-            neutrons[name].notify(*noise()[0])
-            sections = settings(
-                the_broker.url(),
-                apis[name].url,
-                concurrency=CONCURRENCY,
-                retry_interval_seconds=INTERVAL,
-            )
-            sections["oslo_messaging_notifications"].update(
-                exchange=f"neutron-{name}", pool=f"pool-{name}"
-            )
-            parts.enter_context(ListenerProcess(sections))
-        for name in TROUBLES:
-            wait_for_binding(the_broker, f"pool-{name}")
-        for name, fault in TROUBLES.items():
-            if fault is None:
-                apis[name].refuse()
-            apis[name].fault = fault
-        began = time.monotonic()
-        for name, notifier in neutrons.items():
-            notifier.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in deleted[name])
-        published = time.monotonic()
-        while time.monotonic() < began + OUTAGE_SECONDS:
-            depths = the_broker.queues()
-            for name, outage in seen.items():
-                outage.waiting = depths[f"pool-{name}.retry"].total
-                if outage.emptied is None and depths[f"pool-{name}"].total == 0:
-                    outage.emptied = time.monotonic() - published
-            time.sleep(0.2)
-        for name, api in apis.items():
-            seen[name].requests = list(api.requests)
-            api.fault = None
-            api.accept()
-        repaired = time.monotonic()
-        while time.monotonic() < repaired + 2 * INTERVAL + 30 and any(
-            outage.recovered is None for outage in seen.values()
-        ):
-            depths = the_broker.queues()
-            for name, outage in seen.items():
-                outage.missing = len(deleted[name] - apis[name].deleted)
-                if (
-                    outage.recovered is None
-                    and not outage.missing
-                    and not (depths[f"pool-{name}.retry"].total + depths[f"pool-{name}"].total)
-                ):
-                    outage.recovered = time.monotonic() - repaired
-            time.sleep(0.2)
-    return seen
-
-
-trouble = pytest.mark.parametrize("name", TROUBLES)
-
-
-@trouble
-def test_notifications_do_not_wait_for_k2hr3(name: str, outages: dict[str, Outage]) -> None:
-    outage = outages[name]
-    assert outage.emptied is not None
-    assert outage.emptied < 40
-    assert outage.waiting == QUEUED
-
-
-@trouble
-def test_an_outage_costs_few_requests_one_at_a_time(name: str, outages: dict[str, Outage]) -> None:
-    requests = outages[name].requests
-    assert len(requests) < 20 + CONCURRENCY
-    assert requests or name == "refused"
-    # those that were under way at the first failure were at most `concurrency`
-    for earlier, later in itertools.combinations(requests, 2):
-        if later in requests[CONCURRENCY:]:
+@pytest.mark.parametrize(("fault", "doubts"), [(Status(503), 0), (Hang(), 4)], ids=repr)
+def test_an_outage_costs_few_requests_and_after_it_all_are_deleted(
+    broker: Broker, api: RoleApi, neutron: Callable[..., None], fault: Fault, doubts: int
+) -> None:
+    deleted = cuks(200)
+    api.fault = fault
+    neutron(*deleted)
+    options: Any = {"concurrency": 4, "retry_interval_seconds": 3, "timeout_seconds": 1}
+    with listening(quick(broker.url(), api, **options)):
+        # Given that all moved to the retry queue, which is not consumed, and some probes failed
+        broker.wait_for_depth(RETRY, 200, timeout=40)
+        broker.wait_for_depth(POOL, 0)
+        wait_until(lambda: sum(each.cuk not in deleted for each in api.requests) >= 3, 20)
+        # Then few were attempted, as many at the first failure as may run at once, then one by one
+        assert len(asked(api, deleted)) <= 3 + 4
+        later_ones = list(api.requests)[4:]
+        for earlier, later in zip(later_ones, later_ones[1:]):
             assert earlier.ended is not None
             assert earlier.ended <= later.begun
+        for found in map(headers, broker.messages(RETRY)):
+            attempted = found["x-k2hr3-attempts"] == 1
+            assert ("x-k2hr3-first-failure" in found) is attempted
+            assert ("x-k2hr3-last-failure" in found) is attempted
+            assert found["x-k2hr3-reason"]
+        # When K2HR3 is well again
+        api.fault = None
+        wait_until(lambda: set(deleted) <= api.deleted, 60)
+        wait_until(lambda: total(broker, POOL, RETRY) == 0)
+    assert total(broker, DEAD) <= doubts
 
 
-@trouble
-def test_after_the_repair_all_are_deleted(name: str, outages: dict[str, Outage]) -> None:
-    outage = outages[name]
-    assert outage.missing == 0
-    assert outage.recovered is not None
-
-
-def test_refused_deletions_hold_up_nobody(broker: Broker, api: RoleApi, neutron: Notifier) -> None:
-    def seconds(deleted: Sequence[str], good: set[str], limit: float) -> float:
-        began = time.monotonic()
-        neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in deleted)
-        wait_until(lambda: good <= api.deleted, limit, "the good ones")
-        return time.monotonic() - began
-
-    with listening(broker, settings(broker.url(), api.url)):
-        without = seconds(every := cuks(2000), set(every), 60)
-        # When 5 % of as many are refused
-        every = cuks(2000)
-        api.refused_cuks = set(random.Random(1).sample(every, 100))
-        seconds(every, set(every) - api.refused_cuks, without + 10)
-        # and they stay
-        broker.wait_for_depth(POOL, 0, timeout=20)
-        assert total(broker, RETRY) >= 99  # one may be in the middle of its move
-        (fresh,) = cuks(1)
-        seconds([fresh], {fresh}, 10)
-        # and when they are not refused any more
-        last = set(api.refused_cuks)
-        api.refused_cuks = set()
-        wait_until(lambda: last <= api.deleted, 2 * 5 + 30)
-        broker.wait_for_depth(RETRY, 0)
-        assert broker.depth(DEAD) == Depth(0, 0)
-
-
-def test_due_retries_and_fresh_deletions_take_turns(
-    broker: Broker, api: RoleApi, neutron: Notifier
-) -> None:
-    # Given ten deletions to be tried again, and many fresh ones
-    sections = settings(broker.url(), api.url, retry_interval_seconds=1)
-    failed = cuks(10)
-    api.refused_cuks = set(failed)
-    with listening(broker, sections):
-        neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in failed)
-        broker.wait_for_depth(POOL, 0)
-        wait_until(lambda: len(api.requests) >= 10)
-    broker.wait_for_depth(RETRY, 10, 0)
-    neutron.notify_many(("port.delete.end", port(cuk, ADDRESSES)) for cuk in cuks(300))
-    broker.wait_for_depth(POOL, 300, 0)
-    due = time.monotonic() + 2
-    wait_until(lambda: time.monotonic() > due)
-    # When K2HR3 answers, at its pace
-    api.refused_cuks, api.delay = set(), 0.01
-    began = len(api.requests)
-    with listening(broker, sections):
-        wait_until(lambda: set(failed) <= api.deleted, 20)
-    # Then none of the ten had to wait for more than a few of the others
-    order = [request.cuk for request in api.requests[began:]]
-    assert max(order.index(cuk) for cuk in failed) < 60
-
-
-# --- As a library --------------------------------------------------------------------------------
-
-
-class ServerEndpoint(Endpoint):
-    """Knows another service's deletions, sent with another priority."""
-
-    def error(self, notification: k2hr3_osnl.Notification) -> Deletion | None:
-        server = notification.payload["server"]
-        return Deletion(server["id"], tuple(server["addresses"])) if server["gone"] else None
-
-    def warn(self, notification: k2hr3_osnl.Notification) -> Any:
-        return notification.payload["what"]
-
-
-def test_an_endpoint_of_another_project_is_heard(
-    broker: Broker, api: RoleApi, tmp_path: Path
-) -> None:
-    sections = settings(broker.url(), api.url)
-    sections["oslo_messaging_notifications"].update(
-        exchange="openstack", event_type="^server.gone$", publisher_id="^cloud$"
-    )
-    gone, kept, of_neutron = cuks(3)
-    with Notifier(broker.url(), "openstack", publisher_id="cloud") as cloud:
-        cloud.notify("server.gone", {}, "error")
-        with Running(config_from(tmp_path / "ini", sections), ServerEndpoint()) as embedded:
-            wait_until(
-                lambda: (
-                    set(broker.bindings(POOL))
-                    == {
-                        ("openstack", f"notifications.{name}") for name in ("error", "warn", "info")
-                    }
-                )
-            )
-            # Given another shape with another priority, and the shapes known before
-            for cuk, is_gone in ((gone, True), (kept, False)):
-                server = {"id": cuk, "addresses": ["10.0.0.7"], "gone": is_gone}
-                cloud.notify("server.gone", {"server": server}, "error")
-            cloud.notify("server.gone", port(of_neutron, ADDRESSES))
-            wait_until(lambda: api.deleted == {gone, of_neutron})
-            # When the endpoint raises, or returns what is no deletion
-            cloud.notify("server.gone", {}, "error")
-            cloud.notify("server.gone", {"what": "this"}, "warn")
-            broker.wait_for_depth(DEAD, 2)
-            broker.wait_for_depth(POOL, 0)
-            assert embedded.listener.counters["deleted"] == 2
-    # Then each is a dead letter that tells so
-    raised, returned = (headers(message)["x-k2hr3-reason"] for message in broker.messages(DEAD))
-    assert "KeyError" in raised
-    assert "server" in raised
-    assert "this" in returned
-    assert api.deleted == {gone, of_neutron}
-    assert [request.host for request in api.requests if request.cuk == gone] == [("10.0.0.7",)]
-
-
-def test_importing_has_no_side_effect() -> None:
-    code = """
-import logging, signal, threading
-def state():
-    return ([signal.getsignal(number) for number in signal.valid_signals()],
-            signal.pthread_sigmask(signal.SIG_BLOCK, []), threading.active_count(),
-            logging.getLogger().handlers, logging.getLogger().level,
-            [(name, getattr(logger, "handlers", []), getattr(logger, "level", 0))
-             for name, logger in logging.getLogger().manager.loggerDict.items()])
-import pika, urllib3, logging.handlers
-logging.getLogger("k2hr3_osnl")
-before = state()
-from k2hr3_osnl import Config, Endpoint, Listener
-assert state() == before, (before, state())
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(k2hr3_osnl.__file__).parent)
-
-
-# --- A broker that is stopped, killed and alarmed, and speaks TLS -------------------------------
-
-#: Seconds that a busy machine may add to a deadline of the contract.
-SLACK = 1.0
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates for this run."""
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="session")
-def served(certificates: Certificates) -> Pair:
-    """The files that the fragile broker serves, whatever certificate is copied there."""
-    pair = Pair(certificates.folder / "served.crt", certificates.folder / "served.key")
-    for source, target in zip(certificates.server, pair):
-        shutil.copy(source, target)
-    return pair
-
-
-@pytest.fixture(scope="session")
-def the_fragile_broker(certificates: Certificates, served: Pair) -> Iterator[Broker]:
-    """One RabbitMQ for the tests that stop it, kill it or raise its alarm."""
-    with Broker(certificates, served) as broker:
-        yield broker
-
-
-@pytest.fixture
-def fragile(the_fragile_broker: Broker) -> Broker:
-    """That RabbitMQ, running, with exchange and pool queue as a cloud has them, and empty."""
-    declare_neutron(emptied(the_fragile_broker))
-    return the_fragile_broker
-
-
-def declare_neutron(broker: Broker) -> None:
-    """Make what services and an earlier listener leave: the exchange, and the pool bound to it."""
-    with closing(broker.amqp()) as connection:
-        channel = connection.channel()
-        channel.exchange_declare("neutron", "topic", durable=True)
-        channel.queue_declare("k2hr3_osnl", durable=True)
-        channel.queue_bind("k2hr3_osnl", "neutron", "notifications.info")
-
-
-@pytest.fixture(scope="session")
-def deleted_port(the_broker: Broker) -> Callable[[str], bytes]:
-    """Bodies of Neutron's port.delete.end for an instance, as oslo.messaging made one."""
-    cuk = str(uuid.uuid4())
-    with Notifier(emptied(the_broker).url()) as neutron:  # an earlier exchange may be durable
-        neutron.notify("port.delete.end", port(cuk, ["10.0.0.5"]))
-    bodies = [message.body for message in the_broker.messages("notifications.info", take=True)]
-    (body,) = bodies
-    return lambda other: body.replace(cuk.encode(), other.encode())
-
-
-def emit(broker: Broker, bodies: list[bytes], timeout: float = 20) -> None:
-    """Publish as Neutron does, as soon as the pool is bound to the exchange."""
-
-    def published() -> bool:
-        broker.publish_many(bodies, "neutron", "notifications.info")
-        return True
-
-    wait_until(published, timeout, "a bound pool queue")
-
-
-def queued(broker: Broker) -> set[str]:
-    """The instances whose deletions lie ready in our queues."""
-    found = [
-        re.search(rb'device_id\\?": *\\?"([0-9a-f-]{36})', message.body)
-        for name in QUEUES
-        if name in broker.queues()
-        for message in broker.messages(name)
-    ]
-    return {match[1].decode() for match in found if match}
-
-
-def troubles(log: str) -> list[str]:
-    """The lines of a log that report a trouble, whoever logged them; no traceback is allowed."""
-    assert "Traceback" not in log, log
-    return re.findall(r"^.* (?:WARNING|ERROR|CRITICAL) .*$", log, re.M)
-
-
-def quick(url: str, api: RoleApi, **k2hr3: object) -> dict[str, dict[str, object]]:
-    """The usual set-up, which tries to connect each second."""
-    sections = settings(url, api.url, **k2hr3)
-    sections["oslo_messaging_rabbit"]["rabbit_interval_max"] = 1
-    return sections
-
-
-def all_done(broker: Broker, api: RoleApi, expected: list[str], timeout: float = 30) -> None:
-    """Wait until all instances are deleted, and nothing is left in any queue."""
-    wait_until(lambda: set(expected) <= api.deleted, timeout, "all deletions")
-    wait_until(
-        lambda: not any(depth.total for name, depth in broker.queues().items() if name in QUEUES),
-        15,
-        "empty queues",
-    )
-
-
-# --- TLS ----------------------------------------------------------------------------------------
+# --- TLS to the broker ---------------------------------------------------------------------------
 
 
 def serve(broker: Broker, served: Pair, pair: Pair) -> None:
@@ -4308,64 +3179,50 @@ def serve(broker: Broker, served: Pair, pair: Pair) -> None:
     broker.evaluate("ssl:clear_pem_cache()")
 
 
+def over_tls(url: str, api: RoleApi, options: Mapping[str, str], files: Mapping[str, str]) -> Any:
+    """Settings with TLS and these options, of which some name files."""
+    sections = quick(url, api)
+    sections["oslo_messaging_rabbit"]["ssl"] = "True"
+    for name, text in options.items():
+        sections["oslo_messaging_rabbit"][name] = files.get(text, text)
+    return sections
+
+
+CLIENT = {"ssl_ca_file": "CA", "ssl_cert_file": "CERT", "ssl_key_file": "KEY"}
+EXTERNAL = {**CLIENT, "rabbit_login_method": "EXTERNAL"}
+ANY_NAME = {"ssl_ca_file": "CA", "ssl_enforce_hostname_verification": "False"}
+
+
 @pytest.mark.parametrize(
     ("options", "certificate", "user", "warnings"),
     [
-        pytest.param({"ssl_ca_file": "CA"}, "server", "guest", 0, id="ca"),
-        pytest.param({}, "unrelated_server", "guest", 1, id="without-ca-it-warns"),
-        pytest.param(
-            {"ssl_ca_file": "CA", "ssl_cert_file": "CERT", "ssl_key_file": "KEY"},
-            "server",
-            "guest",
-            0,
-            id="client-certificate",
-        ),
-        pytest.param(
-            {
-                "ssl_ca_file": "CA",
-                "ssl_cert_file": "CERT",
-                "ssl_key_file": "KEY",
-                "rabbit_login_method": "EXTERNAL",
-            },
-            "server",
-            "",
-            0,
-            id="external-login",
-        ),
-        pytest.param(
-            {"ssl_ca_file": "CA", "ssl_enforce_hostname_verification": "False"},
-            "other_host",
-            "guest",
-            0,
-            id="another-host-name-unverified",
-        ),
+        ({"ssl_ca_file": "CA"}, "server", "guest", 0),
+        ({}, "unrelated_server", "guest", 1),
+        (CLIENT, "server", "guest", 0),
+        (EXTERNAL, "server", "", 0),
+        (ANY_NAME, "other_host", "guest", 0),
     ],
+    ids=["ca", "without-ca-it-warns", "client-certificate", "external-login", "another-host-name"],
 )
+@pytest.mark.matrix
 def test_deletions_arrive_over_tls(
-    fragile: Broker,
+    broker: Broker,
+    neutron: Callable[..., None],
     served: Pair,
     certificates: Certificates,
     api: RoleApi,
-    deleted_port: Callable[[str], bytes],
     options: dict[str, str],
     certificate: str,
     user: str,
     warnings: int,
 ) -> None:
-    client = certificates.client("osnl")
-    files = {"CA": certificates.ca_file, "CERT": client.cert_file, "KEY": client.key_file}
-    serve(fragile, served, getattr(certificates, certificate))
-    fragile.add_user("osnl", uuid.uuid4().hex)  # nobody logs in with that password
-    expected = cuks(2)
-    emit(fragile, [deleted_port(cuk) for cuk in expected])
-    url = f"rabbit://{user + ':guest@' if user else ''}127.0.0.1:{fragile.tls_port}/"
-    sections = quick(url, api)
-    sections["oslo_messaging_rabbit"].update(
-        {"ssl": "True", **{name: files.get(text, text) for name, text in options.items()}}
-    )
-    with ListenerProcess(sections) as listener:
-        all_done(fragile, api, expected)
-        logins = fragile.evaluate(
+    serve(broker, served, getattr(certificates, certificate))
+    broker.add_user("osnl", uuid.uuid4().hex)  # nobody logs in with that password
+    neutron(CUK)
+    url = f"rabbit://{user + ':guest@' if user else ''}127.0.0.1:{broker.tls_port}/"
+    with listening(over_tls(url, api, options, certificates.files("osnl"))) as listener:
+        all_done(broker, api, [CUK])
+        logins = broker.evaluate(
             "[[{user, {binary_to_atom(U)}}, S] ||"
             " [{user, U}, S] <-"
             " rabbit_networking:connection_info_all([user, ssl])]"
@@ -4382,21 +3239,12 @@ def test_deletions_arrive_over_tls(
         ({"ssl_ca_file": "OTHER CA"}, "server", "CERTIFICATE_VERIFY_FAILED"),
         ({"ssl_ca_file": "CA"}, "other_host", "not valid for '127.0.0.1'"),
         ({"ssl_ca_file": "CA"}, "expired", "expired"),
-        (
-            {
-                "ssl_ca_file": "CA",
-                "ssl_cert_file": "CERT",
-                "ssl_key_file": "KEY",
-                "rabbit_login_method": "EXTERNAL",
-            },
-            "server",
-            "refused",
-        ),
+        (EXTERNAL, "server", "refused"),
     ],
     ids=["unrelated-ca", "another-host-name", "expired", "external-login-of-a-stranger"],
 )
 def test_a_refused_tls_connection_is_one_line(
-    fragile: Broker,
+    broker: Broker,
     served: Pair,
     certificates: Certificates,
     api: RoleApi,
@@ -4404,109 +3252,14 @@ def test_a_refused_tls_connection_is_one_line(
     certificate: str,
     reason: str,
 ) -> None:
-    client = certificates.client("stranger")
-    files = {
-        "CA": certificates.ca_file,
-        "OTHER CA": certificates.unrelated_ca_file,
-        "CERT": client.cert_file,
-        "KEY": client.key_file,
-    }
-    serve(fragile, served, getattr(certificates, certificate))
-    with Proxy(fragile.tls_port) as proxy:
-        sections = quick(f"rabbit://guest:guest@127.0.0.1:{proxy.port}/", api)
-        sections["oslo_messaging_rabbit"].update(
-            {"ssl": "True", **{name: files.get(text, text) for name, text in options.items()}}
-        )
-        with ListenerProcess(sections) as listener:
+    serve(broker, served, getattr(certificates, certificate))
+    with Proxy(broker.tls_port) as proxy:
+        url = f"rabbit://guest:guest@127.0.0.1:{proxy.port}/"
+        with listening(over_tls(url, api, options, certificates.files("stranger"))) as listener:
             # When it tried three times, so two attempts have ended
             wait_until(lambda: proxy.connections >= 3, 30, "three attempts")
-            lines = troubles(listener.log)
-    assert len(lines) == 1, lines
-    assert reason in lines[0]
-
-
-def server_context(pair: Pair, client_ca: Path | None = None) -> ssl.SSLContext:
-    """A Role API's TLS; with `client_ca` it insists on a certificate of that authority."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pair.cert_file, pair.key_file)
-    if client_ca:
-        context.load_verify_locations(client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-@pytest.mark.parametrize(
-    ("options", "certificate", "insists", "reason"),
-    [
-        ({"ca_file": "CA"}, "server", False, ""),
-        ({"ca_file": "CA", "cert_file": "CERT", "key_file": "KEY"}, "server", True, ""),
-        ({"allow_self_signed_cert": "True"}, "unrelated_server", False, ""),
-        ({"allow_self_signed_cert": "True"}, "other_host", False, ""),
-        ({"ca_file": "CA"}, "server", True, "certificate required|Connection aborted"),
-        ({"ca_file": "OTHER CA"}, "server", False, "CERTIFICATE_VERIFY_FAILED"),
-        ({}, "server", False, "CERTIFICATE_VERIFY_FAILED"),
-        ({"ca_file": "CA"}, "other_host", False, "'127.0.0.1' doesn't match"),
-        ({"ca_file": "CA"}, "expired", False, "expired"),
-    ],
-)
-def test_tls_to_the_role_api(
-    certificates: Certificates,
-    tmp_path: Path,
-    options: dict[str, str],
-    certificate: str,
-    insists: bool,
-    reason: str,
-) -> None:
-    client = certificates.client("osnl")
-    files = {
-        "CA": certificates.ca_file,
-        "OTHER CA": certificates.unrelated_ca_file,
-        "CERT": client.cert_file,
-        "KEY": client.key_file,
-    }
-    context = server_context(
-        getattr(certificates, certificate), certificates.ca_file if insists else None
-    )
-    [cuk] = cuks(1)
-    with RoleApi(tls=context) as api:
-        given = {name: files.get(text, text) for name, text in options.items()}
-        config = Config.load(
-            str(
-                write_settings(tmp_path / "ini", settings("rabbit://127.0.0.1/", api.url, **given))
-            ),
-            environ={},
-        )
-        role_api = k2hr3_osnl.RoleApi(config.k2hr3)
-        if reason:
-            with pytest.raises(k2hr3_osnl.RoleApiError, match=f"(?is){reason}"):
-                role_api.delete(Deletion(cuk))
-            assert api.deleted == set()
-        else:
-            role_api.delete(Deletion(cuk))
-            assert api.deleted == {cuk}
-    assert [line for line in config.warnings if "allow_self_signed_cert" in line] == [
-        line for line in config.warnings if "allow_self_signed_cert" in options
-    ]
-
-
-def test_a_deletion_waits_for_the_role_api_to_get_a_good_certificate(
-    fragile: Broker,
-    certificates: Certificates,
-    deleted_port: Callable[[str], bytes],
-) -> None:
-    [cuk] = cuks(1)
-    emit(fragile, [deleted_port(cuk)])
-    with (
-        RoleApi(tls=server_context(certificates.expired)) as api,
-        ListenerProcess(quick(fragile.url(), api, ca_file=certificates.ca_file)) as listener,
-    ):
-        # Given a deletion that failed by an expired certificate
-        listener.wait_for_log("not deleted .* expired")
-        wait_until(lambda: fragile.depth("k2hr3_osnl.retry").total == 1)
-        assert not any(fragile.depth("k2hr3_osnl"))
-        # When the certificate is renewed
-        api.set_tls(server_context(certificates.server))
-        all_done(fragile, api, [cuk])
+            (line,) = troubles(listener.log)
+    assert reason in line
 
 
 # --- Recovery -----------------------------------------------------------------------------------
@@ -4517,13 +3270,15 @@ def kill_and_start(broker: Broker) -> None:
     broker.start()
 
 
+def delete_pool(broker: Broker) -> None:
+    broker.delete_queue(POOL)
+
+
 def make_pool_again(broker: Broker) -> None:
     """Delete the pool queue, which cancels its consumer, and make it again of another type."""
-    broker.delete_queue("k2hr3_osnl")
-    with closing(broker.amqp()) as connection, suppress(ChannelClosedByBroker):  # it was faster
-        connection.channel().queue_declare(
-            "k2hr3_osnl", durable=True, arguments={"x-queue-type": "quorum"}
-        )
+    broker.delete_queue(POOL)
+    with suppress(ChannelClosedByBroker):  # it was faster
+        declare(broker, POOL, {"x-queue-type": "quorum"})
 
 
 def close_connections(broker: Broker) -> None:
@@ -4535,35 +3290,28 @@ def close_connections(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize(
-    "happens",
-    [
-        pytest.param(Broker.restart, id="broker-restarted"),
-        pytest.param(kill_and_start, id="broker-killed"),
-        pytest.param(close_connections, id="connection-closed-by-the-broker"),
-        pytest.param(lambda broker: broker.delete_queue("k2hr3_osnl"), id="pool-queue-deleted"),
-        pytest.param(make_pool_again, id="consumer-cancelled-and-queue-made-again"),
-    ],
+    "happens", [Broker.restart, kill_and_start, close_connections, delete_pool, make_pool_again]
 )
 def test_recovers_with_deliveries_held(
-    fragile: Broker,
+    broker: Broker,
     api: RoleApi,
-    deleted_port: Callable[[str], bytes],
+    neutron: Callable[..., None],
     happens: Callable[[Broker], None],
 ) -> None:
     # Given deletions of which one is under way and all others are held
     expected = cuks(10)
     api.fault = Slow(0.2)
-    emit(fragile, [deleted_port(cuk) for cuk in expected])
-    with ListenerProcess(quick(fragile.url(), api)) as listener:
+    neutron(*expected)
+    with listening(quick(broker.url(), api)) as listener:
         wait_until(lambda: api.deleted)
-        assert fragile.depth("k2hr3_osnl").ready == 0
+        assert broker.depth(POOL).ready == 0
         # When
-        happens(fragile)
+        happens(broker)
         assert not set(expected) <= api.deleted
         # Then they are made, and so is what comes in afterwards
         later = cuks(2)
-        emit(fragile, [deleted_port(cuk) for cuk in later])
-        all_done(fragile, api, [*expected, *later])
+        neutron(*later)
+        all_done(broker, api, [*expected, *later])
         lines = troubles(listener.log)
     lines = [line for line in lines if "was deleted, with all that it held" not in line]
     assert len(lines) == 1, lines
@@ -4578,52 +3326,48 @@ def set_consumer_timeout(broker: Broker, milliseconds: int) -> None:
 
 
 def test_recovers_from_a_consumer_timeout(
-    fragile: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
     # Given a quorum queue: RabbitMQ 4.3 has no such timeout for others
-    fragile.delete_queue(POOL)
-    declare(fragile, POOL, {"x-queue-type": "quorum"}, ("neutron", "notifications.info"))
+    broker.delete_queue(POOL)
+    declare_neutron(broker, "quorum")
     expected = cuks(10)
-    emit(fragile, [deleted_port(cuk) for cuk in expected])
+    neutron(*expected)
     api.fault = Hang()
-    with ListenerProcess(quick(fragile.url(), api, timeout_seconds=20)) as listener:
+    with listening(quick(broker.url(), api, timeout_seconds=20)) as listener:
         # and a broker that, when a delivery is not acknowledged for a second, closes the channel
         # (406), or from 4.3 on cancels the consumer
-        set_consumer_timeout(fragile, 1000)
+        set_consumer_timeout(broker, 1000)
         try:
             listener.wait_for_log("connected")
-            wait_until(lambda: fragile.depth("k2hr3_osnl").unacked == len(expected))
+            wait_until(lambda: broker.depth(POOL).unacked == len(expected))
         finally:
-            set_consumer_timeout(fragile, 1_800_000)
+            set_consumer_timeout(broker, 1_800_000)
         # When the API answers only after that
         listener.wait_for_log("WARNING .*( 406 |cancelled)")
         api.fault = None
         # Then
-        all_done(fragile, api, expected)
+        all_done(broker, api, expected)
         lines = troubles(listener.log)
     assert len(lines) == 1, lines
 
 
 def test_recovers_from_a_deleted_retry_queue(
-    fragile: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
     # Given deletions that wait for their third attempt, held from the retry queue
     expected = cuks(3)
     api.refused_cuks = set(expected)
-    emit(fragile, [deleted_port(cuk) for cuk in expected])
-    with ListenerProcess(quick(fragile.url(), api, concurrency=3)) as listener:
+    neutron(*expected)
+    with listening(quick(broker.url(), api, concurrency=3)) as listener:
         listener.wait_for_log(r"not deleted .* attempts=2", count=3)
-        fragile.wait_for_depth("k2hr3_osnl.retry", 0, 3)
+        broker.wait_for_depth(RETRY, 0, 3)
         before = troubles(listener.log)
         # When
-        fragile.delete_queue("k2hr3_osnl.retry")
+        broker.delete_queue(RETRY)
         api.refused_cuks = set()
         # Then
-        all_done(fragile, api, expected)
+        all_done(broker, api, expected)
         lines = [
             line for line in troubles(listener.log)[len(before) :] if "not deleted" not in line
         ]
@@ -4634,117 +3378,61 @@ def test_recovers_from_a_deleted_retry_queue(
 
 def test_recovers_from_an_exchange_deleted_and_made_again(broker: Broker, api: RoleApi) -> None:
     first, second = cuks(2)
-    with ListenerProcess(quick(broker.url(), api)) as listener:
-        listener.wait_for_log(" WARNING exchange neutron")
-        with Notifier(broker.url()) as neutron:
-            neutron.notify(*noise()[0])
-            bound = [("neutron", "notifications.info")]
-            wait_until(lambda: broker.bindings("k2hr3_osnl") == bound, 15, "the binding")
-            neutron.notify("port.delete.end", port(first, ["10.0.0.5"]))
-            wait_until(lambda: first in api.deleted)
-            before = troubles(listener.log)
-        # When
+    bound = [("neutron", "notifications.info")]
+    with listening(quick(broker.url(), api)) as listener:
+        # Given an exchange that is missing at first, which is one line
+        (line,) = listener.wait_for_log(" WARNING exchange neutron.*")
+        with_presets(broker, {}, "neutron")
+        delete_ports(broker, first)
+        wait_until(lambda: first in api.deleted)
+        assert len(troubles(listener.log)) == 1
+        # When it is deleted, with its bindings, and made again
         broker.delete_exchange("neutron")
-        with Notifier(broker.url()) as neutron:
-            neutron.notify(*noise()[0])
-            assert broker.bindings("k2hr3_osnl") == []
-            # Then it is bound again, though nothing told of it
-            wait_until(lambda: broker.bindings("k2hr3_osnl") == bound, 40, "the binding")
-            neutron.notify("port.delete.end", port(second, ["10.0.0.5"]))
-            all_done(broker, api, [first, second])
-            assert neutron.errors == []
-        lines = troubles(listener.log)
-    assert len(before) == 1, before
-    assert "neutron" in before[0], "the exchange was missing at start: one line"
-    assert len(lines) - len(before) <= 1, lines
+        with_presets(broker, {}, "neutron")
+        # Then it is bound again, though nothing told of it
+        wait_until(lambda: broker.bindings(POOL) == bound, 40, "the binding")
+        delete_ports(broker, second)
+        all_done(broker, api, [first, second])
+        assert len(troubles(listener.log)) <= 2, line
 
 
-@pytest.mark.parametrize(
-    "refuse",
-    [
-        pytest.param(lambda broker: broker.set_password("osnl", "another"), id="password"),
-        pytest.param(lambda broker: broker.clear_permissions("osnl"), id="virtual-host"),
-        pytest.param(lambda broker: broker.delete_user("osnl"), id="user"),
-    ],
-)
 def test_recovers_from_refused_credentials(
-    fragile: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
-    refuse: Callable[[Broker], None],
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
-    expected = cuks(2)
-    emit(fragile, [deleted_port(cuk) for cuk in expected])
-    fragile.add_user("osnl", "secret-of-this-test")
-    refuse(fragile)
-    with (
-        Proxy(fragile.port) as proxy,
-        ListenerProcess(
-            quick(
-                fragile.url("osnl", "secret-of-this-test", hosts=[f"127.0.0.1:{proxy.port}"]),
-                api,
-            )
-        ) as listener,
-    ):
-        wait_until(lambda: proxy.connections >= 3, 30, "three attempts")
-        # When
-        fragile.add_user("osnl", "secret-of-this-test")
-        # Then
-        all_done(fragile, api, expected)
-        lines = troubles(listener.log)
-        assert "secret-of-this-test" not in listener.log
-    assert len(lines) == 1, lines
-    assert "refused" in lines[0]
-
-
-def test_goes_on_with_another_host_when_one_is_down(
-    broker: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
-) -> None:
-    declare_neutron(broker)
-    expected = cuks(20)
-    api.fault = Slow(0.1)
-    emit(broker, [deleted_port(cuk) for cuk in expected])
-    with Proxy(broker.port) as one, Proxy(broker.port) as two:
-        hosts = [f"127.0.0.1:{port}" for port in (one.port, two.port, free_port())]
-        with ListenerProcess(quick(broker.url(hosts=hosts), api)) as listener:
-            wait_until(lambda: api.deleted)
-            assert troubles(listener.log) == [], "a host that is down is no trouble"
-            used, other = (one, two) if one.connections else (two, one)
+    neutron(CUK)
+    password = "secret-of-this-test"
+    broker.add_user("osnl", "another")
+    with Proxy(broker.port) as proxy:
+        url = broker.url("osnl", password, hosts=[f"127.0.0.1:{proxy.port}"])
+        with listening(quick(url, api)) as listener:
+            wait_until(lambda: proxy.connections >= 3, 30, "three attempts")
             # When
-            used.refuse()
+            broker.add_user("osnl", password)
             # Then
-            all_done(broker, api, expected)
-            assert other.connections
-            lines = troubles(listener.log)
-    assert len(lines) == 1, lines
+            all_done(broker, api, [CUK])
+            assert password not in listener.log
+            (line,) = troubles(listener.log)
+    assert "refused" in line
 
 
 def test_an_outage_of_the_broker_is_one_line(
-    broker: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
-    declare_neutron(broker)
-    expected = cuks(1)
-    emit(broker, [deleted_port(cuk) for cuk in expected])
+    neutron(CUK)
     # Given no host that takes connections, but one that counts them and resets them
-    proxies = [Proxy(broker.port) for _ in range(2)]
+    away = Proxy(broker.port)
     with Proxy(free_port()) as counted:
-        url = broker.url(hosts=[f"127.0.0.1:{each.port}" for each in (*proxies, counted)])
-        with ListenerProcess(quick(url, api)) as listener:
+        url = broker.url(hosts=[f"127.0.0.1:{each.port}" for each in (away, counted)])
+        with listening(quick(url, api)) as listener:
             wait_until(lambda: counted.connections >= 6, 30, "six attempts")
-            lines = troubles(listener.log)
+            (line,) = troubles(listener.log)
+            assert "connecting again" in line
             # When one of them comes back
-            proxies[0].start()
+            away.start()
             # Then
-            all_done(broker, api, expected)
-            assert troubles(listener.log) == lines
-    for each in proxies:
-        each.stop()
-    assert len(lines) == 1, lines
-    assert "connecting again" in lines[0]
+            all_done(broker, api, [CUK])
+            assert troubles(listener.log) == [line]
+    away.stop()
 
 
 # --- Stopping -----------------------------------------------------------------------------------
@@ -4758,174 +3446,93 @@ def stops_in_time(listener: ListenerProcess, timeout_seconds: float) -> None:
     assert "Traceback" not in listener.log
 
 
-def nothing_lost(broker: Broker, api: RoleApi, expected: list[str]) -> None:
+def nothing_lost(broker: Broker, api: RoleApi, expected: Iterable[str]) -> None:
     """Wait until each instance is deleted or its deletion lies in a queue."""
-    wait_until(lambda: set(expected) <= api.deleted | queued(broker), 10, "all in a queue")
+    wait_until(lambda: {*expected} <= api.deleted | {*instances_in(broker, *QUEUES)}, 10)
 
 
+@pytest.mark.matrix
 def test_stops_in_the_middle_of_a_load(
-    broker: Broker,
-    deleted_port: Callable[[str], bytes],
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
-    declare_neutron(broker)
     expected = cuks(500)
-    emit(broker, [deleted_port(cuk) for cuk in expected])
-    with RoleApi(delay=0.02) as api, ListenerProcess(quick(broker.url(), api)) as listener:
+    neutron(*expected)
+    api.delay = 0.02
+    with listening(quick(broker.url(), api)) as listener:
         wait_until(lambda: len(api.deleted) >= 20)
         stops_in_time(listener, 2)
         requests = len(api.requests)
         assert requests < len(expected)
         nothing_lost(broker, api, expected)
         # What was deleted was acknowledged: running attempts ended and were settled
-        assert queued(broker) == set(expected) - api.deleted
+        assert {*instances_in(broker, *QUEUES)} == set(expected) - api.deleted
         assert api.most_at_once == 1
         assert len(api.requests) == requests
 
 
+@pytest.mark.parametrize("fault", [Status(503), Hang()], ids=repr)
 def test_stops_in_an_outage_of_the_role_api(
-    broker: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
+    broker: Broker, api: RoleApi, neutron: Callable[..., None], fault: Fault
 ) -> None:
-    declare_neutron(broker)
     expected = cuks(50)
-    emit(broker, [deleted_port(cuk) for cuk in expected])
-    api.fault = Status(503)
-    with ListenerProcess(quick(broker.url(), api)) as listener:
-        wait_until(lambda: broker.depth("k2hr3_osnl.retry").total >= 10)
+    neutron(*expected)
+    api.fault = fault
+    with listening(quick(broker.url(), api)) as listener:
+        wait_until(lambda: api.under_way or total(broker, RETRY) >= 10)
         stops_in_time(listener, 2)
     nothing_lost(broker, api, expected)
 
 
 def test_stops_in_an_outage_of_the_broker(api: RoleApi) -> None:
     url = f"rabbit://127.0.0.1:{free_port()}/"
-    with ListenerProcess(settings(url, api.url, timeout_seconds=10)) as listener:
+    with listening(settings(url, api.url, timeout_seconds=10)) as listener:
         listener.wait_for_log("no broker reached")
         began = time.monotonic()
         assert listener.stop() == 0
         assert time.monotonic() - began < 0.5 + SLACK, "no wait is longer than half a second"
 
 
-def test_stops_while_connecting_to_a_host_that_does_not_answer(
-    broker: Broker,
-    api: RoleApi,
-) -> None:
-    with Proxy(broker.port) as proxy:
+def test_stops_while_connecting_to_a_host_that_does_not_answer(api: RoleApi) -> None:
+    with Proxy(free_port()) as proxy:
         proxy.stall()
         hosts = ",".join([f"127.0.0.1:{proxy.port}"] * 3)
-        with ListenerProcess(
-            settings(f"rabbit://{hosts}/", api.url, timeout_seconds=1)
-        ) as listener:
+        with listening(settings(f"rabbit://{hosts}/", api.url, timeout_seconds=1)) as listener:
             wait_until(lambda: proxy.connections)
             stops_in_time(listener, 1)
 
 
-def test_stops_during_a_memory_alarm(
-    fragile: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
-) -> None:
-    expected = cuks(20)
-    emit(fragile, [deleted_port(cuk) for cuk in expected])
-    api.fault = Hang()
-    with ListenerProcess(quick(fragile.url(), api)) as listener:
-        wait_until(lambda: api.under_way)
-        fragile.alarm(True)
-        try:
-            # Given a copy that the broker does not take, and an attempt after it
-            api.fault = Status(503)
-            listener.wait_for_log("not deleted")
-            stops_in_time(listener, 2)
-        finally:
-            fragile.alarm(False)
-    nothing_lost(fragile, api, expected)
-
-
 def test_stops_while_a_copy_waits_on_a_stalled_connection(
-    broker: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
-    declare_neutron(broker)
     first, second = expected = cuks(2)
     api.fault = Status(503)
     api.delay = 0.5
-    with (
-        Proxy(broker.port) as proxy,
-        ListenerProcess(quick(broker.url(hosts=[f"127.0.0.1:{proxy.port}"]), api)) as listener,
-    ):
-        # Given a publishing connection that stalls after its first copy
-        emit(broker, [deleted_port(first)])
-        wait_until(lambda: broker.depth("k2hr3_osnl.retry").total)
-        emit(broker, [deleted_port(second)])
-        wait_until(lambda: any(each.cuk == second for each in api.requests))
-        proxy.stall()
-        listener.wait_for_log(f"not deleted instance={second}")
-        stops_in_time(listener, 2)
+    with Proxy(broker.port) as proxy:
+        url = broker.url(hosts=[f"127.0.0.1:{proxy.port}"])
+        with listening(quick(url, api)) as listener:
+            # Given a publishing connection that stalls after its first copy
+            neutron(first)
+            wait_until(lambda: broker.depth(RETRY).total)
+            neutron(second)
+            wait_until(lambda: any(each.cuk == second for each in api.requests))
+            proxy.stall()
+            listener.wait_for_log(f"not deleted instance={second}")
+            stops_in_time(listener, 2)
     nothing_lost(broker, api, expected)
 
 
-def test_stops_against_a_hanging_role_api(
-    broker: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
-) -> None:
-    declare_neutron(broker)
-    expected = cuks(5)
-    emit(broker, [deleted_port(cuk) for cuk in expected])
-    api.fault = Hang()
-    with ListenerProcess(quick(broker.url(), api)) as listener:
-        wait_until(lambda: api.under_way)
-        stops_in_time(listener, 2)
-    nothing_lost(broker, api, expected)
-
-
-class NotifySocket:
-    """What systemd listens on; `address` is the value of NOTIFY_SOCKET."""
-
-    def __init__(self, address: str) -> None:
-        self.messages: list[str] = []
-        self.environment = {"NOTIFY_SOCKET": address}
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind("\0" + address[1:] if address[0] == "@" else address)
-        self._socket.settimeout(0.05)
-
-    def wait_for(self, pattern: str, count: int = 1) -> str:
-        """Wait for `count` further messages that contain a match; returns the last one."""
-
-        def found() -> str:
-            nonlocal count
-            message = self._socket.recv(4096).decode()
-            self.messages.append(message)
-            count -= re.search(pattern, message, re.M) is not None
-            return message if count <= 0 else ""
-
-        return wait_until(found, 20, f"{count} × {pattern} on NOTIFY_SOCKET")
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-@pytest.fixture(params=["path", "abstract"])
-def notify(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NotifySocket]:
-    """A NOTIFY_SOCKET of each kind."""
-    abstract = request.param == "abstract"
-    with closing(NotifySocket(f"@{uuid.uuid4()}" if abstract else str(tmp_path / "s"))) as made:
-        yield made
-
-
+@pytest.mark.parametrize("kind", ["path", "abstract"])
 def test_systemd_is_told(
-    broker: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
-    notify: NotifySocket,
+    broker: Broker, api: RoleApi, neutron: Callable[..., None], tmp_path: Path, kind: str
 ) -> None:
-    declare_neutron(broker)
-    expected = cuks(1)
-    emit(broker, [deleted_port(cuk) for cuk in expected])
+    neutron(CUK)
     proxy = Proxy(broker.port)
     sections = quick(broker.url(hosts=[f"127.0.0.1:{proxy.port}"]), api)
-    with ListenerProcess(sections, environment=notify.environment) as listener:
+    address = str(tmp_path / "s") if kind == "path" else f"@{uuid.uuid4()}"
+    with (
+        closing(NotifySocket(address)) as notify,
+        listening(sections, environment=notify.environment) as listener,
+    ):
         # Given a broker that is not reachable: it is ready all the same, once
         notify.wait_for("^READY=1$")
         assert len(notify.messages) == 1
@@ -4936,34 +3543,32 @@ def test_systemd_is_told(
         assert "listening" in notify.wait_for(r"^STATUS=.*\bdeleted=1\b")
         # Then the loop goes on telling, also while the API hangs
         api.fault = Hang()
-        emit(broker, [deleted_port(cuk) for cuk in cuks(1)])
+        neutron(*cuks(1))
         wait_until(lambda: api.under_way)
         notify.wait_for("^WATCHDOG=1$", 3)
         assert not any(message.startswith("STOPPING") for message in notify.messages)
         listener.process.send_signal(signal.SIGTERM)
         notify.wait_for("^STOPPING=1$")
         assert listener.process.wait(10) == 0
+        assert sum("READY=1" in message for message in notify.messages) == 1
     proxy.stop()
-    assert sum("READY=1" in message for message in notify.messages) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once(
     broker: Broker,
     api: RoleApi,
-    deleted_port: Callable[[str], bytes],
+    neutron: Callable[..., None],
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    declare_neutron(broker)
     expected = cuks(3)
-    emit(broker, [deleted_port(cuk) for cuk in expected])
+    neutron(*expected)
     api.fault = Hang()
+    sections = quick(broker.url(), api, timeout_seconds=60)
     with (
         closing(NotifySocket(str(tmp_path / "s"))) as notify,
-        ListenerProcess(
-            quick(broker.url(), api, timeout_seconds=60), environment=notify.environment
-        ) as listener,
+        listening(sections, environment=notify.environment) as listener,
     ):
         wait_until(lambda: api.under_way)
         # Given a listener that waits for its last attempt
@@ -4980,18 +3585,14 @@ def test_a_second_signal_ends_it_at_once(
 
 
 def test_sighup_reopens_the_log_file_and_sigusr1_logs_the_counters(
-    broker: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
-    tmp_path: Path,
+    broker: Broker, api: RoleApi, neutron: Callable[..., None], tmp_path: Path
 ) -> None:
-    declare_neutron(broker)
     expected = cuks(3)
-    emit(broker, [deleted_port(cuk) for cuk in expected])
+    neutron(*expected)
     log, old = tmp_path / "log", tmp_path / "log.1"
     sections = quick(broker.url(), api)
     sections["DEFAULT"]["log_file"] = log
-    with ListenerProcess(sections) as listener:
+    with listening(sections) as listener:
         all_done(broker, api, expected)
         # When logrotate moved the file away
         log.rename(old)
@@ -5005,87 +3606,103 @@ def test_sighup_reopens_the_log_file_and_sigusr1_logs_the_counters(
         shutil.rmtree(tmp_path)
         listener.process.send_signal(signal.SIGHUP)
         more = cuks(1)
-        emit(broker, [deleted_port(cuk) for cuk in more])
+        neutron(*more)
         all_done(broker, api, more)
         listener.wait_for_log(str(log))
         stops_in_time(listener, 2)
 
 
-def test_a_full_disk_under_the_log_file_is_said_on_stderr(
-    broker: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
-    tmp_path: Path,
+# --- As a library --------------------------------------------------------------------------------
+
+#: Run by an interpreter that finds nothing but the standard library and one more folder.
+IMPORT = """
+import logging, logging.handlers, signal, sys, threading
+sys.path.append(sys.argv[1])
+import pika, urllib3
+logging.getLogger("k2hr3_osnl")
+
+def state():
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    return ([signal.getsignal(number) for number in signal.valid_signals()],
+            signal.pthread_sigmask(signal.SIG_BLOCK, []), threading.active_count(),
+            [(logger.name, list(logger.handlers), logger.level) for logger in loggers])
+
+before = state()
+from k2hr3_osnl import Config, Endpoint, Listener
+assert state() == before, (before, state())
+"""
+
+
+def test_importing_has_no_side_effects_and_needs_pika_and_urllib3_only(tmp_path: Path) -> None:
+    for module in (pika, urllib3):
+        shutil.copytree(Path(str(module.__file__)).parent, tmp_path / module.__name__)
+    if not (tmp_path / "urllib3" / "packages" / "six.py").exists():  # taken out by Debian
+        with suppress(ImportError):
+            shutil.copy(str(importlib.import_module("six").__file__), tmp_path)
+    shutil.copy(PROGRAM, tmp_path)
+
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", IMPORT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+class ServerEndpoint(Endpoint):
+    """Knows another service's deletions, sent with another priority."""
+
+    def error(self, notification: k2hr3_osnl.Notification) -> Deletion | None:
+        server = notification.payload["server"]
+        return Deletion(server["id"], tuple(server["addresses"])) if server["gone"] else None
+
+    def warn(self, notification: k2hr3_osnl.Notification) -> Any:
+        return notification.payload["what"]
+
+
+def test_an_endpoint_of_another_project_is_heard(
+    broker: Broker, api: RoleApi, tmp_path: Path
 ) -> None:
-    declare_neutron(broker)
-    expected = cuks(5)
-    emit(broker, [deleted_port(cuk) for cuk in expected])
-    # Given a full file system, which only the listener sees
-    disk, python = tmp_path / "disk", tmp_path / "python"
-    disk.mkdir()
-    python.write_text(f"""#!/bin/sh
-        exec unshare -rm /bin/sh -c 'mount -t tmpfs -o size=64k none "$0" &&
-            ! cat /dev/zero >"$0/full" 2>/dev/null &&
-            exec {sys.executable} "$@"' {disk} "$@"
-        """)
-    python.chmod(0o700)
     sections = quick(broker.url(), api)
-    sections["DEFAULT"]["log_file"] = disk / "log"
-    with ListenerProcess(sections, python=str(python)) as listener:
-        all_done(broker, api, expected)
-        # Then stderr has the reason, and the line that could not be written
-        listener.wait_for_log(f"No space left on device.*deleted instance={expected[-1]}")
-        assert str(disk / "log") in listener.log
-        stops_in_time(listener, 2)
-    assert not any(disk.iterdir())
-
-
-# --- Memory -------------------------------------------------------------------------------------
-
-
-def test_a_backlog_of_200000_is_worked_off_in_45_megabytes(
-    broker: Broker,
-    api: RoleApi,
-    deleted_port: Callable[[str], bytes],
-) -> None:
-    declare_neutron(broker)
-    # Given a backlog in which one of a hundred is a deletion
-    with Notifier(broker.url(), durable=True) as neutron:
-        neutron.notify("port.update.end", port(cuks(1)[0], ["10.0.0.5"]))
-    skipped = broker.messages("k2hr3_osnl", take=True)[0].body
-    expected = cuks(2000)
+    sections[NOTIFICATIONS].update(
+        exchange="openstack", event_type="^server.gone$", publisher_id="^cloud$"
+    )
+    gone, kept, of_neutron = cuks(3)
     with closing(broker.amqp()) as connection:
-        # Not by the blocking channel itself, which waits for each message to be sent.
-        blocking: Any = connection.channel()
-        channel = blocking._impl
-        for cuk in expected:
-            for body in (deleted_port(cuk), *[skipped] * 99):
-                channel.basic_publish("", "k2hr3_osnl", body)
-            connection.process_data_events(0)
-    broker.wait_for_depth("k2hr3_osnl", 200_000, timeout=60)
-    # When
-    sections = quick(broker.url(), api)
-    sections["DEFAULT"]["debug_level"] = "info"
-    sizes = []
-    with ListenerProcess(sections) as listener:
+        connection.channel().exchange_declare("openstack", "topic")
 
-        def worked_off() -> bool:
-            sizes.append(listener.rss())
-            return len(api.deleted) == len(expected)
+    def tell(payload: Any, priority: str) -> None:
+        body = notification(payload, "server.gone", publisher_id="cloud", priority=priority)
+        publish(broker, body, exchange="openstack", key=f"notifications.{priority}")
 
-        wait_until(worked_off, 120, "all deletions")
-        broker.wait_for_depth("k2hr3_osnl", 0)
-        sizes.append(listener.rss())
-        assert troubles(listener.log) == []
-    # Then
-    assert len(sizes) > 20
-    assert max(sizes) < 45e6, f"{max(sizes) / 1e6:.1f} MB"
+    with Running(config_from(tmp_path / "ini", sections), ServerEndpoint()) as embedded:
+        bound = {("openstack", f"notifications.{name}") for name in ("error", "warn", "info")}
+        wait_until(lambda: set(broker.bindings(POOL)) == bound)
+        # Given another shape with another priority, and the shapes known before
+        for cuk, is_gone in ((gone, True), (kept, False)):
+            tell({"server": {"id": cuk, "addresses": ["10.0.0.7"], "gone": is_gone}}, "error")
+        tell(port(of_neutron, [ADDRESS]), "info")
+        wait_until(lambda: api.deleted == {gone, of_neutron})
+        # When the endpoint raises, or returns what is no deletion
+        tell({}, "error")
+        tell({"what": "this"}, "warn")
+        broker.wait_for_depth(DEAD, 2)
+        broker.wait_for_depth(POOL, 0)
+        assert embedded.listener.counters["deleted"] == 2
+    # Then each is a dead letter that tells so
+    raised, returned = (headers(message)["x-k2hr3-reason"] for message in broker.messages(DEAD))
+    assert "KeyError" in raised
+    assert "server" in raised
+    assert "this" in returned
+    assert api.deleted == {gone, of_neutron}
+    assert [request.host for request in api.requests if request.cuk == gone] == [("10.0.0.7",)]
 
 
 # --- The command line ---------------------------------------------------------------------------
 
-Sections = dict[str, dict[str, object]]
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 #: A broker that is not there.
 NOBODY = "rabbit://a:b@127.0.0.1:1/"
 COMMANDS = ("listen", "drain", "check", "dump", "emit", "dead-letters", "delete")
@@ -5098,39 +3715,6 @@ PLACES = [
     "/usr/local/etc/k2hr3/k2hr3_osnl.conf",
     "/usr/local/etc/k2hr3/k2hr3-osnl.conf",
 ]
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> Run:
-    """Runs the program to its end; a traceback fails the test."""
-
-    def run(
-        sections: Sections | None,
-        *arguments: object,
-        given: str | bytes = "",
-        environment: Mapping[str, str] | None = None,
-        debug: bool = False,
-        before: Sequence[object] = (sys.executable, PROGRAM),
-        **options: Any,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run it with these settings, if any, in a file; `before` begins the command line."""
-        file = tmp_path / "k2hr3_osnl.ini"
-        with_file = [] if sections is None else ["-c", write_settings(file, sections)]
-        usual: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        done = subprocess.run(
-            [str(word) for word in (*before, *with_file, *arguments)],
-            input=given.encode() if isinstance(given, str) else given,
-            env={**os.environ, **(environment or {})},
-            **{"cwd": tmp_path, "timeout": 60, **usual, **options},
-        )
-        output, errors = (
-            (text or b"").decode(errors="replace") for text in (done.stdout, done.stderr)
-        )
-        if not debug:  # where pika logs them
-            assert "Traceback" not in output + errors, errors
-        return subprocess.CompletedProcess(done.args, done.returncode, output, errors)
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -5277,50 +3861,6 @@ def cloud(broker: Broker, api: RoleApi) -> Sections:
     sections = settings(broker.url(), api.url, retry_interval_seconds=2, max_retries=0)
     sections["DEFAULT"]["debug_level"] = "info"
     return sections
-
-
-def notified(cuk: str, *addresses: str) -> bytes:
-    """Neutron's notification of a deleted port."""
-    message = {
-        "message_id": str(uuid.uuid4()),
-        "publisher_id": "network.host1",
-        "event_type": "port.delete.end",
-        "priority": "INFO",
-        "timestamp": "2026-03-02 08:14:51.000000",
-        "payload": port(cuk, addresses or ["10.0.0.5"]),
-    }
-    return json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()
-
-
-def fill(broker: Broker, into: str, instances: Iterable[str], **headers: Any) -> None:
-    """Put a deletion for each instance into a queue, with our headers `x-k2hr3-…`."""
-    named: Any = {f"x-k2hr3-{name.replace('_', '-')}": value for name, value in headers.items()}
-    broker.publish_many(
-        [notified(cuk) for cuk in instances],
-        "",
-        into,
-        pika.BasicProperties(delivery_mode=2, headers=named),
-    )
-
-
-def instances_in(broker: Broker, queue: str) -> list[str]:
-    """The instances whose deletions are ready in a queue, in its order."""
-    return [
-        re.search(rb"device_id\W+([0-9a-f-]{36})", message.body)[1].decode()  # type: ignore[index]
-        for message in broker.messages(queue)
-    ]
-
-
-def consumed(broker: Broker, queue: str = POOL) -> bool:
-    """Whether a queue has a consumer, asked by AMQP: the management API takes seconds to know."""
-    with closing(broker.amqp()) as connection:
-        return connection.channel().queue_declare(queue, passive=True).method.consumer_count > 0
-
-
-def asked(api: RoleApi, instances: Iterable[str]) -> list[str]:
-    """The instances of the requests so far, each as often as it was asked for, without probes."""
-    wanted = set(instances)
-    return sorted(request.cuk for request in api.requests if request.cuk in wanted)
 
 
 # --- drain --------------------------------------------------------------------------------------
@@ -5624,12 +4164,12 @@ def test_check_names_what_is_wrong_and_what_to_do(
 
 
 def test_check_tells_tls_from_plain_ports(
-    fragile: Broker, certificates: Certificates, api: RoleApi, command: Run
+    broker: Broker, certificates: Certificates, api: RoleApi, command: Run
 ) -> None:
-    tls_url = fragile.url(hosts=[f"127.0.0.1:{fragile.tls_port}"])
-    with https(certificates) as tls_api:
+    tls_url = broker.url(hosts=[f"127.0.0.1:{broker.tls_port}"])
+    with RoleApi(tls=certificates.context()) as tls_api:
         to_tls = settings(tls_url, tls_api.url.replace("https:", "http:"))
-        to_plain = settings(fragile.url(), f"https://127.0.0.1:{fragile.management_port}/")
+        to_plain = settings(broker.url(), f"https://127.0.0.1:{broker.management_port}/")
         to_plain["oslo_messaging_rabbit"] = {"ssl": True}
         texts = [
             [text for result, _, text in rows(command(sections, "check")) if result == "fail"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ssl
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,25 @@ class Certificates:
     def client(self, common_name: str) -> Pair:
         """A client certificate; with SASL EXTERNAL the broker takes its common name as user."""
         return self._issue(f"client-{common_name}", f"{common_name}.example.com", cn=common_name)
+
+    def context(self, name: str = "server", client: bool = False) -> ssl.SSLContext:
+        """A server's TLS with one of the certificates; `client`: it insists on one of ours."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*getattr(self, name))
+        if client:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(self.ca_file)
+        return context
+
+    def files(self, user: str) -> dict[Any, str]:
+        """What a client's settings may name: its `CERT` and `KEY`, the `CA`, and an `OTHER CA`."""
+        pair = self.client(user)
+        return {
+            "CA": str(self.ca_file),
+            "OTHER CA": str(self.unrelated_ca_file),
+            "CERT": str(pair.cert_file),
+            "KEY": str(pair.key_file),
+        }
 
     def _issue(
         self,

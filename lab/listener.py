@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -119,3 +120,29 @@ class ListenerProcess:
         if self.process.poll() is None:
             self.kill()
         self._folder.cleanup()
+
+
+class NotifySocket:
+    """What systemd listens on; `address` is the value of NOTIFY_SOCKET."""
+
+    def __init__(self, address: str) -> None:
+        self.messages: list[str] = []
+        self.environment = {"NOTIFY_SOCKET": address}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + address[1:] if address[0] == "@" else address)
+        self._socket.settimeout(0.05)
+
+    def wait_for(self, pattern: str, count: int = 1) -> str:
+        """Wait for `count` further messages that contain a match; returns the last one."""
+
+        def found() -> str:
+            nonlocal count
+            message = self._socket.recv(4096).decode()
+            self.messages.append(message)
+            count -= re.search(pattern, message, re.M) is not None
+            return message if count <= 0 else ""
+
+        return wait_until(found, 20, f"{count} × {pattern} on NOTIFY_SOCKET")
+
+    def close(self) -> None:
+        self._socket.close()

@@ -397,6 +397,47 @@ def _nova(name: str, version: str, /, **data: Any) -> dict[str, Any]:
     }
 
 
+# Bodies, where a service need not run
+
+
+def notification(
+    payload: object,
+    event_type: object = "port.delete.end",
+    version: str | None = "2.0",
+    **members: object,
+) -> bytes:
+    """A message body as oslo.messaging makes it.
+
+    Args:
+        version: of its envelope; None for none, as the driver `messaging` sends it.
+        members: in place of the usual ones; one that is `...` is left out.
+    """
+    message = {
+        "message_id": str(uuid.uuid4()),
+        "publisher_id": "network.host1",
+        "event_type": event_type,
+        "priority": "INFO",
+        "payload": payload,
+        "timestamp": "2026-03-02 08:14:51.000000",
+        "_unique_id": uuid.uuid4().hex,
+        "_context_user": "neutron",
+        "_context_roles": ["a"],
+        **members,
+    }
+    kept = {name: value for name, value in message.items() if value is not ...}
+    return (json.dumps(kept) if version is None else enveloped(json.dumps(kept), version)).encode()
+
+
+def enveloped(text: object, version: object = "2.0") -> str:
+    """A text in the envelope of the driver `messagingv2`."""
+    return json.dumps({"oslo.version": version, "oslo.message": text})
+
+
+def notified(cuk: str, *addresses: str) -> bytes:
+    """Neutron's notification of a deleted port."""
+    return notification(port(cuk, addresses or ["10.0.0.5"]))
+
+
 # The other process
 
 
