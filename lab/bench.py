@@ -7,7 +7,8 @@ one table (Markdown) of medians, with the lowest and highest, and of ratios pair
 A row's queue is filled before its listener starts. What counts is how fast it empties, acks
 included, once it has warmed up; and the CPU (user and system) of the listener's process alone.
 
-    python -m lab.bench [--quick] [--rounds 5] [--json] [--plot FILE] [--only WORD]
+    python -m lab.bench [--quick] [--rounds 5] [--json] [--plot FILE] [--only ROWS]
+    python -m lab.bench --before FILE        # instead of both: another copy of the module
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -168,20 +169,17 @@ class Bench:
 
     Args:
         quick: fewer of everything.
-        program: our program, or another copy of it.
+        before: another copy of our program, to compare with it alone; or None.
+        predecessor: an interpreter that has it.
     """
 
-    def __init__(self, quick: bool, program: Path, predecessor: str) -> None:
+    def __init__(self, quick: bool, before: Path | None, predecessor: str) -> None:
         self.scale = 0.3 if quick else 1.0
-        self.quick, self.predecessor = quick, predecessor
-        self.driver = (
-            ""
-            if program == PROGRAM
-            else (
-                f"import sys; sys.path.insert(0, {str(program.parent)!r}); "
-                "import k2hr3_osnl; sys.exit(k2hr3_osnl.main())"
-            )
-        )
+        self.quick = quick
+        self.before = before
+        self.predecessor = predecessor
+        #: What is measured beside ours.
+        self.others = ("before",) if before else ("predecessor", "limit")
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Bench]:
@@ -196,9 +194,11 @@ class Bench:
             yield self
 
     def prepare(self) -> None:
-        """Let the predecessor declare its queue, and oslo.messaging make the two bodies."""
-        with self.start("predecessor", self.api.url):
-            wait_until(lambda: self.broker.queue(QUEUE)["consumers"], PATIENCE, "predecessor")
+        """Declare our queues, and have oslo.messaging make the two bodies."""
+        self.channel.exchange_declare("neutron", "topic")
+        self.channel.queue_declare(QUEUE)  # as the predecessor does
+        self.channel.queue_bind(QUEUE, "neutron", "notifications.info")
+        self.channel.queue_declare(f"{QUEUE}.retry", durable=True)
         cuk = TEMPLATE.decode()
         with Notifier(self.broker.url()) as neutron:
             neutron.notify("port.update.end", port(cuk, ["10.0.0.5"]))
@@ -249,8 +249,11 @@ class Bench:
         for name, value in more.items():
             (source if name in ("event_type", "publisher_id") else k2hr3)[name] = value
         sections: Sections = {"oslo_messaging_notifications": source, "k2hr3": k2hr3}
+        if side == "before":
+            assert self.before
+            return ListenerProcess(sections, program=self.before)
         if side == "ours":
-            return ListenerProcess(sections, driver=self.driver)
+            return ListenerProcess(sections)
         k2hr3.pop("concurrency", None)  # it has none: 64 threads
         # PYTHONPATH would give it our module of the same name
         return ListenerProcess(
@@ -471,22 +474,21 @@ class Bench:
         def throughput(
             bodies: Any, count: int, less: int, loop: str, fast_api: bool = True, **options: object
         ) -> dict[str, Measure]:
-            return {
-                side: partial(
-                    self.throughput, side, bodies, most // 10, most, loop, fast_api, **options
-                )
-                for side, most in (("ours", count), ("predecessor", less), ("limit", count))
-            }
+            def measure(side: str) -> Sample:
+                most = less if side == "predecessor" else count
+                return self.throughput(side, bodies, most // 10, most, loop, fast_api, **options)
 
-        def sides(measure: Callable[[str], Sample], *names: str) -> dict[str, Measure]:
+            return sides(measure)
+
+        def sides(measure: Callable[[str], Sample], without: str = "") -> dict[str, Measure]:
             return {
-                name: partial(measure, name) for name in names or ("ours", "predecessor", "limit")
+                side: partial(measure, side) for side in ("ours", *self.others) if side != without
             }
 
         def steady(listeners: int, concurrency: int, count: int) -> dict[str, Measure]:
             return sides(
                 lambda side: self.steady(
-                    side, listeners, concurrency, count if side == "ours" else 3000
+                    side, listeners, concurrency, 3000 if side == "predecessor" else count
                 )
             )
 
@@ -538,11 +540,11 @@ class Bench:
             ),
             Row(
                 f"backlog of {self.count(200_000):,}",
-                sides(self.backlog, "ours", "predecessor"),
+                sides(self.backlog, without="limit"),
                 (Target("most", "", 38, most=True),),
             ),
-            Row("to the retry queue", sides(self.moving, "ours", "limit")),
-            Row("installed", sides(self.installed, "ours", "predecessor")),
+            Row("to the retry queue", sides(self.moving, without="predecessor")),
+            *([] if self.before else [Row("installed", sides(self.installed, without="limit"))]),
         ]
 
 
@@ -579,6 +581,8 @@ UNITS = {
     "packages": ("packages", 0),
     "size": ("MB", 1),
 }
+#: What the table calls the others.
+NAMES = {"predecessor": "k2hr3-osnl 1.0.8"}
 #: row -> side -> metric -> its value in each round
 Results = dict[str, dict[str, dict[str, list[float]]]]
 
@@ -606,15 +610,14 @@ def cell(metrics: dict[str, list[float]]) -> str:
     return ", ".join(parts)
 
 
-def table(rows: list[Row], results: Results) -> str:
-    lines = [
-        "| | ours | k2hr3-osnl 1.0.8 | limit | ours / 1.0.8 | ours / limit | target |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def table(rows: list[Row], results: Results, others: Sequence[str]) -> str:
+    names = [NAMES.get(side, side) for side in others]
+    heads = ["", "ours", *names, *(f"ours / {name}" for name in names), "target"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         sides = results[row.name]
-        cells = [cell(sides.get(side, {})) for side in ("ours", "predecessor", "limit")]
-        for of in ("predecessor", "limit"):
+        cells = [cell(sides.get(side, {})) for side in ("ours", *others)]
+        for of in others:
             cells.append(
                 ", ".join(
                     f"{ratio(sides, Target(metric, of, 0)):.2f} {UNITS[metric][0]}"
@@ -622,12 +625,17 @@ def table(rows: list[Row], results: Results) -> str:
                     if metric in sides.get(of, {})
                 )
             )
+        targets = [*row.targets] if "before" not in others else []
+        if "before" in others:
+            for metric in sides["ours"]:
+                most = metric != "rate"
+                targets.append(Target(metric, "before", 1.05 if most else 0.95, most))
         cells.append(
             "; ".join(
                 f"{UNITS[target.metric][0]} {'at most' if target.most else 'at least'} "
                 f"{target.bound:g}{' of ' + target.of if target.of else ''}: "
                 f"{'met' if met(ratio(sides, target), target) else 'NOT met'}"
-                for target in row.targets
+                for target in targets
             )
         )
         lines.append(f"| {' | '.join([row.name, *cells])} |")
@@ -695,9 +703,12 @@ def measure(rows: list[Row], rounds: int, quick: bool, busy: list[float]) -> Res
     for number in range(rounds):
         busy.append(psutil.cpu_percent(2.0))
         for row in rows:
-            if quick and number and not any(target.gate for target in row.targets):
+            compared = "before" in row.sides
+            if quick and number and not (compared or any(each.gate for each in row.targets)):
                 continue
-            for side, measured in row.sides.items():
+            # The first of two copies must not always meet the machine as the row before left it.
+            sides = list(row.sides.items())
+            for side, measured in reversed(sides) if compared and number % 2 else sides:
                 began = time.monotonic()
                 for metric, value in measured().items():
                     results[row.name][side][metric].append(value)
@@ -735,17 +746,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=0, help="5, or 3 with --quick")
     parser.add_argument("--json", action="store_true", help="every value instead of the table")
     parser.add_argument("--plot", metavar="FILE", help="draw rates, a PNG or SVG")
-    parser.add_argument("--only", default="", help="rows whose name has this in it")
-    parser.add_argument("--program", type=Path, default=PROGRAM, help="another copy of ours")
+    parser.add_argument("--only", default="", help="rows by a regular expression")
+    parser.add_argument(
+        "--before", type=Path, metavar="FILE", help="another copy of ours, to compare with alone"
+    )
     parser.add_argument("--predecessor", default=str(PREDECESSOR), help="its interpreter")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))  # what was started is ended
     busy: list[float] = []
-    bench = Bench(arguments.quick, arguments.program.resolve(), arguments.predecessor)
+    before = arguments.before and arguments.before.resolve(strict=True)
+    bench = Bench(arguments.quick, before, arguments.predecessor)
     with bench.running():
         pace = bench.own_pace()
-        rows = [row for row in bench.rows() if arguments.only in row.name]
+        rows = [row for row in bench.rows() if re.search(arguments.only, row.name)]
         results = measure(
             rows, arguments.rounds or (3 if arguments.quick else 5), arguments.quick, busy
         )
@@ -753,12 +767,12 @@ def main() -> int:
     if arguments.json:
         print(json.dumps({"machine": where, "rows": results}, indent=1))
     else:
-        print(f"{where}\n\n{table(rows, results)}\n")
-    if not arguments.only:
+        print(f"{where}\n\n{table(rows, results, bench.others)}\n")
+    if not arguments.only and not before:
         print(scaling(results), file=sys.stderr if arguments.json else sys.stdout)
         if arguments.plot:
             plot(results, arguments.plot)
-    problems = too_slow(rows, results) if arguments.quick else []
+    problems = too_slow(rows, results) if arguments.quick and not before else []
     for problem in problems:
         print(problem, file=sys.stderr)
     return int(bool(problems))

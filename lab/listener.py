@@ -48,6 +48,7 @@ class ListenerProcess:
         arguments: further ones of the command line.
         environment: variables added to this process's.
         python: the interpreter.
+        program: the file.
         driver: Python code run instead of the file, for tests that must break in at one point;
             it finds the program as module `k2hr3_osnl`.
     """
@@ -58,14 +59,15 @@ class ListenerProcess:
         *arguments: str,
         python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
+        program: Path = PROGRAM,
         driver: str = "",
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="k2hr3_osnl.")
         folder = Path(self._folder.name)
         self.settings = write_settings(folder / "k2hr3_osnl.ini", sections)
         self.log_path = folder / "stderr"
-        program = ["-c", driver] if driver else [str(PROGRAM)]
-        self._command = [python, *program, "-c", str(self.settings), *arguments]
+        run = ["-c", driver] if driver else [str(program)]
+        self._command = [python, *run, "-c", str(self.settings), *arguments]
         self._environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent), **(environment or {})}
         self.process: subprocess.Popen[bytes]
 
