@@ -10,6 +10,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 PREDECESSOR = .venv-predecessor
 CLOUD = .venv-cloud
+COMMA = ,
 OPENSTACK = keystone==30.0.0 openstack-placement==16.0.0 glance==33.0.0 neutron==29.0.0 \
 	nova==34.0.0 PyMySQL waitress
 INSTALLED = $(DESTDIR)$(PREFIX)
@@ -105,9 +106,14 @@ lint: $(VENV)/ready  ## ruff (rules and layout) and mypy --strict
 	$(BIN)/mypy k2hr3_osnl.py test_k2hr3_osnl.py lab
 	$(BIN)/mypy contrib/k2hr3-osnl-catch-up
 
+matrix: export PATH := $(subst $() ,:,$(wildcard $(HOME)/.pyenv/versions/3.*/bin) $(CURDIR)/$(BIN)):$(PATH)
 matrix: $(VENV)/ready $(RELEASES:%=.brokers/%/ready)  ## The tests that depend on versions, on all of them; QUICK=1: on the ends
 	@lab/provide.sh python3-pika python3-urllib3
-	$(BIN)/python -m lab.matrix $(if $(QUICK),--quick)
+	$(BIN)/python -m tox -c .tox.ini run-parallel -p 2 --parallel-no-spinner \
+		$(if $(QUICK),-e py39-oldest$(COMMA)py313-newest$(COMMA)debian)
+	@for release in $(RELEASES); do echo "Debian $$release, with its own RabbitMQ:"; \
+		PYTHONPATH=$$(echo $(CURDIR)/$(VENV)/lib/python3.*/site-packages) .brokers/$$release/run \
+		/usr/bin/python3 -m tox -c .tox.ini run -q -e debian --workdir .venv-matrix/$$release || exit 1; done
 
 broker: $(or $(BROKER),$(RELEASES:%=.brokers/%/ready))  ## RELEASE=trixie|sid: that Debian's RabbitMQ; so have demo, test, faults, bench
 
