@@ -10,6 +10,7 @@ a program by an interpreter that has oslo.messaging; they talk in JSON lines.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,29 +30,14 @@ if TYPE_CHECKING:
 #: A notification: event type and payload, and optionally priority and request context.
 Event = tuple[Any, ...]
 
-PROJECT = "2f3b6a1c9d8e4f70a5b4c3d2e1f00918"
-USER = "7c1d0e9f8a7b4c6d9e2f1a0b3c4d5e6f"
-NETWORK = "8d0b1f57-3f0c-4d4e-9a41-7b3d6f1c2e95"
+#: Payloads as the services send them, in shape and size, and `context`: a request context as
+#: neutron sends it (the main members), 0.7 kB of each notification.
+PAYLOADS: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("payloads.json").read_text()
+)
+#: Seconds that starting, and each call, may take.
+PATIENCE = 60.0
 SUBNET = "b1a5c3d7-6e2f-4b8a-9c0d-1e2f3a4b5c6d"
-
-#: A request context as neutron sends it (the main members), 0.7 kB of each notification.
-CONTEXT: dict[str, Any] = {
-    "user_id": USER,
-    "user_name": "nova",
-    "project_id": PROJECT,
-    "project_name": "service",
-    "domain": None,
-    "user_domain": "default",
-    "project_domain": "default",
-    "is_admin": True,
-    "is_admin_project": True,
-    "auth_token": None,
-    "request_id": "req-5b6c791d-5709-4f36-8fbe-c3e02869e35d",
-    "global_request_id": "req-0f3a6b9c-11d2-4e53-8a7f-6c5d4e3f2a1b",
-    "roles": ["admin", "member", "reader", "service"],
-    "system_scope": None,
-    "user_identity": f"{USER} {PROJECT} - default default",
-}
 
 
 class Notifier:
@@ -66,9 +53,6 @@ class Notifier:
         quorum: `rabbit_quorum_queue`: the default queue is a quorum queue (and durable).
         compression: `kombu_compression`: `gzip`, `bzip2` or none. (oslo documents `bz2`, but
             kombu does not know that name, and then no notification is sent.)
-        options: more of `[oslo_messaging_rabbit]`, say `{"ssl": "true", "ssl_ca_file": …}`.
-        python: an interpreter that has oslo.messaging.
-        timeout: seconds that starting, and each call, may take.
 
     Attributes:
         errors: what oslo logged as ERROR so far, oldest first. `notify` of oslo never raises:
@@ -85,17 +69,12 @@ class Notifier:
         durable: bool = False,
         quorum: bool = False,
         compression: str | None = None,
-        options: dict[str, str] | None = None,
-        python: str = sys.executable,
-        timeout: float = 60,
     ) -> None:
         self.errors: list[str] = []
-        self.timeout = timeout
         rabbit = {
             "amqp_durable_queues": str(durable),
             "rabbit_quorum_queue": str(quorum),
             **({"kombu_compression": compression} if compression else {}),
-            **(options or {}),
         }
         settings = {
             "url": url,
@@ -107,7 +86,7 @@ class Notifier:
         }
         self._process = subprocess.Popen(
             # -I: the folder of this file is not searched for modules
-            [python, "-I", "-W", "ignore", os.path.abspath(__file__)],
+            [sys.executable, "-I", "-W", "ignore", os.path.abspath(__file__)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -133,7 +112,7 @@ class Notifier:
         Args:
             event_type, payload: as the service sends them; see `port`, `instance`, `noise`.
             priority: its name, from `audit` to `sample`.
-            context: of the request; by default `CONTEXT`, `{}` for none.
+            context: of the request; by default neutron's, `{}` for none.
 
         Raises:
             RuntimeError: the other process failed; with its error.
@@ -168,9 +147,9 @@ class Notifier:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
         try:
-            line = self._replies.get(timeout=self.timeout)
+            line = self._replies.get(timeout=PATIENCE)
         except queue.Empty:
-            raise TimeoutError(f"the notifier did not answer in {self.timeout} s") from None
+            raise TimeoutError(f"the notifier did not answer in {PATIENCE} s") from None
         if not line:
             self._replies.put("")
             raise RuntimeError(f"the notifier ended: exit {self._process.wait()}")
@@ -186,7 +165,7 @@ class Notifier:
         self._replies.put("")
 
 
-# Payloads as the services send them, in shape and size
+# Payloads
 
 
 def port(cuk: str, addresses: Iterable[str], **changes: Any) -> dict[str, Any]:
@@ -198,203 +177,45 @@ def port(cuk: str, addresses: Iterable[str], **changes: Any) -> dict[str, Any]:
         changes: other values for members of `port`; one that is `...` is left out.
     """
     port_id = str(uuid.uuid4())
+    name = "web-7f9c"
+    assignment = {"hostname": name, "fqdn": f"{name}.cloud.example.com."}
     members = {
+        **copy.deepcopy(PAYLOADS["port"]),
         "id": port_id,
-        "name": "",
-        "network_id": NETWORK,
-        "tenant_id": PROJECT,
-        "project_id": PROJECT,
         "mac_address": f"fa:16:3e:{port_id[0:2]}:{port_id[2:4]}:{port_id[4:6]}",
-        "admin_state_up": True,
-        "status": "ACTIVE",
         "device_id": cuk,
-        "device_owner": "compute:nova",
-        "standard_attr_id": 48211,
-        "fixed_ips": [{"subnet_id": SUBNET, "ip_address": address} for address in addresses],
-        "allowed_address_pairs": [],
-        "extra_dhcp_opts": [],
-        "security_groups": [
-            "4f1c8d9a-0b7e-4a53-9c26-5d8e7f6a1b20",
-            "e93a7b15-2c4d-4f86-b0a1-8c9d3e5f7a64",
-        ],
-        "description": "",
-        "binding:vnic_type": "normal",
-        "binding:profile": {},
-        "binding:host_id": "compute-017.region1.example.com",
-        "binding:vif_type": "ovs",
-        "binding:vif_details": {
-            "port_filter": True,
-            "connectivity": "l2",
-            "bridge_name": "br-int",
-            "datapath_type": "system",
-            "ovs_hybrid_plug": False,
-            "bound_drivers": {"0": "openvswitch"},
-        },
-        "port_security_enabled": True,
-        "qos_policy_id": None,
-        "qos_network_policy_id": None,
-        "resource_request": None,
-        "propagate_uplink_status": True,
-        "numa_affinity_policy": None,
-        "ip_allocation": "immediate",
-        "dns_name": "web-7f9c",
-        "dns_domain": "",
-        "dns_assignment": [
-            {"ip_address": address, "hostname": "web-7f9c", "fqdn": "web-7f9c.cloud.example.com."}
-            for address in addresses
-        ],
-        "tags": [],
-        "created_at": "2026-03-02T08:14:51Z",
-        "updated_at": "2026-03-02T08:15:07Z",
-        "revision_number": 4,
+        "fixed_ips": [{"subnet_id": SUBNET, "ip_address": each} for each in addresses],
+        "dns_assignment": [{"ip_address": each, **assignment} for each in addresses],
+        **changes,
     }
-    members.update(changes)
     kept = {name: value for name, value in members.items() if value is not ...}
     return {"port_id": port_id, "port": kept}
 
 
-def instance(cuk: str) -> dict[str, Any]:
+def instance(cuk: str, **changes: Any) -> dict[str, Any]:
     """Payload of nova's versioned `instance.delete.end` (topic `versioned_notifications`)."""
-    flavor = _nova(
-        "FlavorPayload",
-        "1.4",
-        flavorid="a22d5517-147c-4147-a0d1-e698df5cd4e3",
-        name="m1.small",
-        memory_mb=2048,
-        vcpus=1,
-        root_gb=20,
-        ephemeral_gb=0,
-        swap=0,
-        rxtx_factor=1.0,
-        vcpu_weight=0,
-        disabled=False,
-        is_public=True,
-        extra_specs={"hw:watchdog_action": "disabled"},
-        projects=None,
-        description=None,
-    )
-    return _nova(
-        "InstanceActionPayload",
-        "1.8",
-        uuid=cuk,
-        user_id=USER,
-        tenant_id=PROJECT,
-        reservation_id="r-npxv0e40",
-        display_name="web-7f9c",
-        display_description="web-7f9c",
-        host_name="web-7f9c",
-        host="compute-017.region1.example.com",
-        node="compute-017.region1.example.com",
-        os_type=None,
-        architecture="x86_64",
-        availability_zone="nova",
-        flavor=flavor,
-        image_uuid="155d900f-4e14-4e4c-a73d-069cbf4541e6",
-        key_name="ops",
-        kernel_id="",
-        ramdisk_id="",
-        created_at="2026-03-02T08:14:49Z",
-        launched_at="2026-03-02T08:15:09Z",
-        updated_at="2026-03-09T17:02:11Z",
-        terminated_at="2026-03-09T17:02:11Z",
-        deleted_at="2026-03-09T17:02:11Z",
-        state="deleted",
-        power_state="pending",
-        task_state=None,
-        progress=0,
-        ip_addresses=[],
-        block_devices=[],
-        metadata={"role": "web"},
-        locked=False,
-        locked_reason=None,
-        auto_disk_config="MANUAL",
-        fault=None,
-        request_id="req-5b6c791d-5709-4f36-8fbe-c3e02869e35d",
-        action_initiator_user=USER,
-        action_initiator_project=PROJECT,
-    )
+    payload = copy.deepcopy(PAYLOADS["instance"])
+    payload["nova_object.data"].update(uuid=cuk, **changes)
+    return payload
 
 
-def compute_instance(cuk: str) -> dict[str, Any]:
+def compute_instance(cuk: str, **changes: Any) -> dict[str, Any]:
     """Payload of nova's unversioned `compute.instance.delete.end`."""
-    return {
-        "tenant_id": PROJECT,
-        "user_id": USER,
-        "instance_id": cuk,
-        "display_name": "web-7f9c",
-        "reservation_id": "r-npxv0e40",
-        "hostname": "web-7f9c",
-        "instance_type": "m1.small",
-        "instance_type_id": 5,
-        "instance_flavor_id": "a22d5517-147c-4147-a0d1-e698df5cd4e3",
-        "architecture": "x86_64",
-        "memory_mb": 2048,
-        "disk_gb": 20,
-        "vcpus": 1,
-        "root_gb": 20,
-        "ephemeral_gb": 0,
-        "host": "compute-017.region1.example.com",
-        "node": "compute-017.region1.example.com",
-        "availability_zone": "nova",
-        "cell_name": "",
-        "created_at": "2026-03-02 08:14:49+00:00",
-        "terminated_at": "2026-03-09T17:02:11.000000",
-        "deleted_at": "2026-03-09T17:02:11.000000",
-        "launched_at": "2026-03-02T08:15:09.000000",
-        "image_ref_url": "http://10.20.0.5:9292/images/155d900f-4e14-4e4c-a73d-069cbf4541e6",
-        "os_type": None,
-        "kernel_id": "",
-        "ramdisk_id": "",
-        "state": "deleted",
-        "state_description": "",
-        "progress": "",
-        "access_ip_v4": None,
-        "access_ip_v6": None,
-        "image_meta": {"base_image_ref": "155d900f-4e14-4e4c-a73d-069cbf4541e6", "min_disk": "20"},
-        "metadata": {"role": "web"},
-    }
+    return {**copy.deepcopy(PAYLOADS["compute_instance"]), "instance_id": cuk, **changes}
 
 
 def noise() -> list[tuple[str, dict[str, Any]]]:
     """`(event_type, payload)` of the everyday events that a listener for deletions skips."""
     cuk = str(uuid.uuid4())
-    network = {
-        "id": NETWORK,
-        "name": "internal",
-        "project_id": PROJECT,
-        "tenant_id": PROJECT,
-        "admin_state_up": True,
-        "mtu": 1450,
-        "status": "ACTIVE",
-        "subnets": [SUBNET],
-        "shared": False,
-        "availability_zones": ["nova"],
-        "provider:network_type": "vxlan",
-        "provider:segmentation_id": 4711,
-        "router:external": False,
-        "created_at": "2026-03-01T10:00:00Z",
-        "revision_number": 1,
-    }
-    updated = compute_instance(cuk)
-    updated.update(state="active", old_state="building", deleted_at="", terminated_at="")
-    versioned = instance(cuk)
-    versioned["nova_object.data"].update(state="active", deleted_at=None, terminated_at=None)
+    living: dict[str, Any] = {"state": "active", "terminated_at": None, "deleted_at": None}
+    legacy = {"state": "active", "old_state": "building", "deleted_at": "", "terminated_at": ""}
     return [
         ("port.create.end", port(cuk, ["10.0.0.5"], status="DOWN")),
         ("port.update.end", port(cuk, ["10.0.0.5", "2001:db8::5"])),
-        ("instance.update", versioned),
-        ("compute.instance.update", updated),
-        ("network.create.end", {"network": network}),
+        ("instance.update", instance(cuk, **living)),
+        ("compute.instance.update", compute_instance(cuk, **legacy)),
+        ("network.create.end", {"network": copy.deepcopy(PAYLOADS["network"])}),
     ]
-
-
-def _nova(name: str, version: str, /, **data: Any) -> dict[str, Any]:
-    return {
-        "nova_object.name": name,
-        "nova_object.namespace": "nova",
-        "nova_object.version": version,
-        "nova_object.data": data,
-    }
 
 
 # Bodies, where a service need not run
@@ -493,7 +314,7 @@ def _answer(questions: queue.SimpleQueue[str], errors: _Errors, replies: Any) ->
                 question = []
             for event_type, payload, *rest in question:
                 priority = rest[0] if rest else "info"
-                context = rest[1] if len(rest) > 1 and rest[1] is not None else CONTEXT
+                context = rest[1] if len(rest) > 1 and rest[1] is not None else PAYLOADS["context"]
                 getattr(notifier, priority)(_Context(context), event_type, payload)
         except Exception as error:
             failed = f"{type(error).__name__}: {error}"
