@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import selectors
 import socket
 import ssl
 import struct
@@ -72,6 +73,9 @@ class Server:
         OSError: the port is taken.
     """
 
+    #: What its event loop waits with.
+    selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
+
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._listening = bound_socket(host, port)
         self.host = host
@@ -93,7 +97,7 @@ class Server:
 
     def start(self) -> None:
         """Begin to accept connections; they are accepted when this returns."""
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop(type(self).selector())
         self._thread = threading.Thread(
             target=self._run, args=(self._loop,), name=type(self).__name__, daemon=True
         )
