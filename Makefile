@@ -139,4 +139,4 @@ uninstall:  ## The same without the settings and the user, which are kept
 clean:  ## Remove what these commands made
 	@for each in .brokers .base; do \
 		test ! -e $$each || $(SUDO) rm -rf --one-file-system $$each; done
-	rm -rf $(VENV) $(PREDECESSOR) $(CLOUD) .venv-matrix .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PREDECESSOR) $(CLOUD) .venv-matrix .faults .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from lab.broker import Broker, Depth, cluster
 from lab.certificates import Certificates
 from lab.listener import ListenerProcess, settings
 from lab.notifier import Notifier, compute_instance, instance, noise, port
-from lab.role_api import RoleApi
+from lab.role_api import Fault, RoleApi
 
 #: The settings of each row, seconds; the listener's own are 60 and 60.
 TIMEOUT, INTERVAL = 2, 5
@@ -51,55 +52,28 @@ class Row:
 
 
 class Lab:
-    """What rows share: a broker, a cluster, certificates, and bodies as oslo.messaging sends them;
-    each made when it is first wanted."""
+    """What rows share: a broker, and what is made when it is first wanted: a cluster, certificates,
+    and bodies as oslo.messaging sends them. All of it ends with `stack`."""
 
     def __init__(self, quick: bool, logs: Path) -> None:
-        self.quick, self.logs = quick, logs
+        self.quick = quick
+        self.logs = logs
         self.stack = ExitStack()
-        self._lock = threading.RLock()
-        self._parts: dict[str, Any] = {}
+        made = tempfile.TemporaryDirectory(prefix="k2hr3_osnl.faults.")
+        self.folder = Path(self.stack.enter_context(made))
+        self.broker = self.stack.enter_context(Broker())
 
-    def _once(self, name: str, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            if name not in self._parts:
-                self._parts[name] = make()
-            return self._parts[name]
-
-    @property
-    def broker(self) -> Broker:
-        broker: Broker = self._once("broker", lambda: self.stack.enter_context(Broker()))
-        return broker
-
-    @property
+    @cached_property
     def nodes(self) -> list[Broker]:
-        nodes: list[Broker] = self._once("nodes", lambda: self.stack.enter_context(cluster(3)))
-        return nodes
+        return self.stack.enter_context(cluster(3))
 
-    @property
-    def folder(self) -> Path:
-        folder: str = self._once(
-            "folder",
-            lambda: self.stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="k2hr3_osnl.faults.")
-            ),
-        )
-        return Path(folder)
-
-    @property
+    @cached_property
     def certificates(self) -> Certificates:
-        made: Certificates = self._once(
-            "certificates", lambda: Certificates(self.folder / "certificates")
-        )
-        return made
+        return Certificates(self.folder / "certificates")
 
-    @property
+    @cached_property
     def corpus(self) -> list[bytes]:
         """Real bodies, envelope 2.0 and 1.0: deletions of `CUK` first, of a port foremost."""
-        bodies: list[bytes] = self._once("corpus", self._capture)
-        return bodies
-
-    def _capture(self) -> list[bytes]:
         events = [
             ("port.delete.end", port(CUK, [ADDRESS])),
             ("port.delete.end", port(CUK, ["2001:db8::5", ADDRESS])),
@@ -118,21 +92,13 @@ class Lab:
                 self.broker.delete_queue(KEY)
                 self.broker.delete_exchange(exchange)
         assert len(found) == 2 * len(events)
-        return [
-            re.sub(rb"(_unique_id\W+)[0-9a-f]{32}", rb"\g<1>" + UNIQUE.encode(), body)
-            for body in found
-        ]
+        unique = re.compile(rb"(_unique_id\W+)[0-9a-f]{32}")
+        return [unique.sub(rb"\g<1>" + UNIQUE.encode(), body) for body in found]
 
     def body(self, cuk: str) -> bytes:
-        """The deletion of a port of this instance."""
-        return named(self.corpus[0], cuk)
-
-
-def named(body: bytes, cuk: str) -> bytes:
-    """A captured body, of this instance and with a `_unique_id` of its own."""
-    return body.replace(CUK.encode(), cuk.encode()).replace(
-        UNIQUE.encode(), uuid.uuid4().hex.encode()
-    )
+        """The deletion of a port of this instance, with a `_unique_id` of its own."""
+        body = self.corpus[0].replace(CUK.encode(), cuk.encode())
+        return body.replace(UNIQUE.encode(), uuid.uuid4().hex.encode())
 
 
 class Shortfall(AssertionError):
@@ -171,7 +137,8 @@ class Stage:
         self.repaired_at = 0.0
         self.empty_after: float | None = None
         self._down_since: int | None = None
-        self._declare()
+        with contextlib.closing(self.broker.amqp()) as connection:
+            connection.channel().exchange_declare(self.exchange, "topic", durable=row.durable)
 
     @property
     def broker(self) -> Broker:
@@ -184,23 +151,21 @@ class Stage:
         """A figure of the quick and of the full form."""
         return quick if self.quick else full
 
-    def _declare(self) -> None:
+    def declare(self, queue: str, **arguments: object) -> None:
+        """Make a durable queue; arguments have "_" for "-"."""
+        given: Any = {f"x-{name.replace('_', '-')}": value for name, value in arguments.items()}
         with contextlib.closing(self.broker.amqp()) as connection:
-            connection.channel().exchange_declare(self.exchange, "topic", durable=self.row.durable)
+            connection.channel().queue_declare(queue, durable=True, arguments=given)
 
     def settings(
         self, api: RoleApi | None = None, url: str = "", **k2hr3: object
     ) -> dict[str, dict[str, object]]:
-        url = url or self.broker.url(
-            hosts=[node.address for node in self.lab.nodes] if self.row.parts == "cluster" else None
-        )
-        made = settings(
-            url,
-            (api or self.api).url,
-            **{"timeout_seconds": TIMEOUT, "retry_interval_seconds": INTERVAL, **k2hr3},
-        )
+        of_cluster = self.row.parts == "cluster"
+        hosts = [node.address for node in self.lab.nodes] if of_cluster else None
+        given = {"timeout_seconds": TIMEOUT, "retry_interval_seconds": INTERVAL, **k2hr3}
+        made = settings(url or self.broker.url(hosts=hosts), (api or self.api).url, **given)
         made["oslo_messaging_notifications"].update(exchange=self.exchange, pool=self.pool)
-        made["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = self.row.parts == "cluster"
+        made["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = of_cluster
         return made
 
     def listen(self, sections: Any = None, change: str = "", **options: Any) -> ListenerProcess:
@@ -270,12 +235,15 @@ class Stage:
         if not really:
             raise Shortfall(f"not so: {what}")
 
-    def down(self) -> None:
-        """The API is out of order from now on."""
+    def down(self, fault: Fault | None = None) -> None:
+        """The API is out of order from now on, by this fault of its own or by another."""
+        if fault is not None:
+            self.api.fault = fault
         self._down_since = len(self.api.requests)
 
     def repaired(self) -> None:
         """All is well again from now on."""
+        self.api.fault = None
         if self._down_since is not None:
             self.down_requests = len(self.api.requests) - self._down_since
         self._down_since = None
@@ -286,16 +254,15 @@ class Stage:
         began = time.monotonic()
         code = listener.stop(30)
         took = time.monotonic() - began
-        self.must(
-            f"exit 0 in time, seen {code} after {took:.1f} s", code == 0 and took < TIMEOUT + 6
-        )
+        in_time = code == 0 and took < TIMEOUT + 6
+        self.must(f"exit 0 in time, seen {code} after {took:.1f} s", in_time)
 
-    def wait_until_deleted(self, what: str = "all deletions", timeout: float = 0) -> None:
-        wait_until(lambda: self.published.keys() <= self.deleted, timeout or self.patience, what)
+    def wait_until_deleted(self) -> None:
+        wait_until(lambda: self.published.keys() <= self.deleted, self.patience, "all deletions")
 
-    def wait_until_consumed(self, timeout: float = 40) -> None:
+    def wait_until_consumed(self) -> None:
         """Wait until the notification queue is empty, which may not depend on the Role API."""
-        wait_until(lambda: self.depth(self.pool).total == 0, timeout, "the empty queue")
+        wait_until(lambda: self.depth(self.pool).total == 0, 40, "the empty queue")
 
     @property
     def patience(self) -> float:
@@ -334,39 +301,37 @@ class Stage:
 
     def judge(self) -> list[str]:
         """Return what falls short; called when the listeners have ended."""
-        problems = []
-        if self.tally is None:
-            depths = self.queues()
-            missing = self.published.keys() - self.deleted
-            gone = len(missing - self.in_queues()) if missing else 0
-            self.tally = tally = Tally(
-                len(self.published),
-                self.done,
-                depths.get(self.retry, Depth(0, 0)).total,
-                depths.get(self.dead, Depth(0, 0)).total,
-                self.told,
-                max(0, gone - self.told),
-                sum(sum(api.deletions[cuk] for api in self.apis) > 1 for cuk in self.published),
-            )
-            if not self.row.judged:
-                return []
-            if tally.lost:
-                problems.append(f"{tally.lost} lost")
-            if tally.told > gone:
-                problems.append(f"{tally.told} told to be missing, but {gone} are")
-            if tally.left:
-                problems.append(f"{tally.left} left in the retry queue")
-            if tally.dead_lettered - self.doubts(tally) != self.dead_letters:
-                problems.append(f"{tally.dead_lettered} dead letters, not {self.dead_letters}")
-            if tally.published < self.count:
-                problems.append(f"{tally.published} published, not {self.count}")
+        problems = [] if self.tally else self._count()
         if not self.seen:
             problems.append("nobody saw the fault")
         for listener in self.listeners:
-            problems += sorted(
-                set(re.findall(r"Traceback.*|.*unexpected; connecting again.*", listener.log))
-            )
+            found = re.findall(r"Traceback.*|.*unexpected; connecting again.*", listener.log)
+            problems += sorted(set(found))
         return problems
+
+    def _count(self) -> list[str]:
+        depths = self.queues()
+        missing = self.published.keys() - self.deleted
+        gone = len(missing - self.in_queues()) if missing else 0
+        self.tally = tally = Tally(
+            published=len(self.published),
+            deleted=self.done,
+            left=depths.get(self.retry, Depth(0, 0)).total,
+            dead_lettered=depths.get(self.dead, Depth(0, 0)).total,
+            told=self.told,
+            lost=max(0, gone - self.told),
+            twice=sum(sum(api.deletions[cuk] for api in self.apis) > 1 for cuk in self.published),
+        )
+        short = {
+            f"{tally.lost} lost": tally.lost,
+            f"{tally.told} told to be missing, but {gone} are": tally.told > gone,
+            f"{tally.left} left in the retry queue": tally.left,
+            f"{tally.dead_lettered} dead letters, not {self.dead_letters}": (
+                tally.dead_lettered - self.doubts(tally) != self.dead_letters
+            ),
+            f"{tally.published} published, not {self.count}": tally.published < self.count,
+        }
+        return [text for text, is_so in short.items() if is_so and self.row.judged]
 
     def close(self) -> None:
         """End what is left of it, and remove its queues and its exchange."""
@@ -488,48 +453,62 @@ class Result:
 
 
 def play(lab: Lab, row: Row) -> Result:
-    """Run one row from its empty queues to its judgement."""
-    began, problems = time.monotonic(), []
-    stage = Stage(lab, row)
+    """Run one row from its empty queues to its judgement; whatever it raises is a problem of it."""
+    began = time.monotonic()
     try:
+        stage = Stage(lab, row)
+    except Exception as error:
+        return report(None, lab, row, [in_short(error)], time.monotonic() - began)
+    problems: list[str] = []
+
+    def run() -> None:
         row.run(stage)
         if row.judged and stage.empty_after is None:
             stage.settle()
         for listener in stage.listeners:
             if listener.process.poll() is None and row.judged:
                 stage.stop(listener)
-            elif listener.process.poll() is None:
+
+    def judge() -> None:
+        for number, listener in enumerate(stage.listeners):
+            if listener.process.poll() is None:
                 listener.kill()
-    except Exception as error:
-        problems.append(f"{type(error).__name__}: {str(error).splitlines()[0][:300]}")
-        if not isinstance(error, AssertionError):
-            traceback.print_exc()
-    for listener in stage.listeners:
-        if listener.process.poll() is None:
-            listener.kill()
-    try:
-        problems += stage.judge()
-    except Exception as error:
-        problems.append(f"could not be judged: {type(error).__name__}: {error}")
-    for number, listener in enumerate(stage.listeners):
-        (lab.logs / f"{row.name}.{number}").write_text(listener.log)
-    stage.close()
+            (lab.logs / f"{row.name}.{number}").write_text(listener.log)
+        problems.extend(stage.judge())
+
+    for part in (run, judge, stage.close):
+        try:
+            part()
+        except Exception as error:
+            problems.append(in_short(error))
+    return report(stage, lab, row, problems, time.monotonic() - began)
+
+
+def in_short(error: Exception) -> str:
+    """One line about an exception; where it came from is printed, unless a row expects such."""
+    if not isinstance(error, AssertionError):
+        traceback.print_exc()
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def report(stage: Stage | None, lab: Lab, row: Row, problems: list[str], seconds: float) -> Result:
+    """Say on stderr how a row ended, and return its line of the table."""
     print(
-        f"{'SHORT' if problems else 'ok   '} {row.name}, {time.monotonic() - began:.0f} s",
+        f"{'SHORT' if problems else 'ok   '} {row.name}, {seconds:.0f} s",
         *problems,
         *([f"its log: {lab.logs}/{row.name}.*"] if problems else []),
         sep="\n      ",
         file=sys.stderr,
         flush=True,
     )
-    tally = stage.tally or Tally(len(stage.published), stage.done, 0, 0, 0, 0, 0)
-    return Result(
-        (
-            row.fault,
-            *map(str, tally),
-            "–" if stage.down_requests is None else str(stage.down_requests),
-            "–" if stage.empty_after is None else f"{stage.empty_after:.1f}",
-            "; ".join((*stage.seen, *(f"**{problem}**" for problem in problems))),
-        ),
-        tuple(problems),
-    )
+    figures, down, seconds_after, seen = ["–"] * len(Tally._fields), "–", "–", []
+    if stage:
+        seen = stage.seen
+        tally = stage.tally or Tally(len(stage.published), stage.done, 0, 0, 0, 0, 0)
+        figures = [str(figure) for figure in tally]
+        down = down if stage.down_requests is None else str(stage.down_requests)
+        after = stage.empty_after
+        seconds_after = seconds_after if after is None else f"{after:.1f}"
+    how = "; ".join((*seen, *(f"**{problem}**" for problem in problems)))
+    return Result((row.fault, *figures, down, seconds_after, how), tuple(problems))

@@ -35,6 +35,7 @@ Event = tuple[Any, ...]
 PAYLOADS: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("payloads.json").read_text()
 )
+CONTEXT = PAYLOADS["context"]
 #: Seconds that starting, and each call, may take.
 PATIENCE = 60.0
 SUBNET = "b1a5c3d7-6e2f-4b8a-9c0d-1e2f3a4b5c6d"
@@ -112,7 +113,7 @@ class Notifier:
         Args:
             event_type, payload: as the service sends them; see `port`, `instance`, `noise`.
             priority: its name, from `audit` to `sample`.
-            context: of the request; by default neutron's, `{}` for none.
+            context: of the request; by default `CONTEXT`, `{}` for none.
 
         Raises:
             RuntimeError: the other process failed; with its error.
@@ -314,7 +315,7 @@ def _answer(questions: queue.SimpleQueue[str], errors: _Errors, replies: Any) ->
                 question = []
             for event_type, payload, *rest in question:
                 priority = rest[0] if rest else "info"
-                context = rest[1] if len(rest) > 1 and rest[1] is not None else PAYLOADS["context"]
+                context = rest[1] if len(rest) > 1 and rest[1] is not None else CONTEXT
                 getattr(notifier, priority)(_Context(context), event_type, payload)
         except Exception as error:
             failed = f"{type(error).__name__}: {error}"
