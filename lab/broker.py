@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
@@ -39,8 +40,6 @@ import pika
 from lab import wait_until
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from lab.certificates import Certificates, Pair
 
 #: Where the packages of Debian, Ubuntu and RHEL put the scripts. Not `/usr/sbin/rabbitmq-server`:
@@ -49,12 +48,8 @@ SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 
 #: Where Debian has `erl_call` (it evaluates Erlang in a running node within milliseconds), `epmd`.
 ERLANG = Path("/usr/lib/erlang/bin")
-
-# A folder with all of another RabbitMQ, say one that `make broker` built.
-if os.environ.get("LAB_BROKER"):
+if os.environ.get("LAB_BROKER"):  # all of another RabbitMQ, say one that `make broker` built
     SCRIPTS = ERLANG = Path(os.environ["LAB_BROKER"]).resolve()
-
-ERL_CALL = ERLANG / "erl_call"
 
 #: Seconds; a node takes about 5 s on an idle machine, several times that on a busy one.
 START_TIMEOUT = 120.0
@@ -154,9 +149,10 @@ class Site:
         self, name: str, command: Sequence[str], environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
         """Start a process that the guard knows, with its output in `<name>.out`."""
+        known = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self.pid_file(name)), *command]
         with open(self.folder / f"{name}.out", "ab") as output:
             return subprocess.Popen(
-                ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self.pid_file(name)), *command],
+                known,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -184,9 +180,9 @@ class Broker:
             certificate without insisting, and accept SASL EXTERNAL: the user is the common name.
         server: another server certificate, say `tls.expired`.
         config: more lines of `rabbitmq.conf`, which win over ours.
-        plugins: enabled beside management, prometheus and auth_mechanism_ssl.
         site: where to join the nodes of a cluster; see `cluster`.
         peers: node names to join at the first start.
+        node: its own name.
 
     `start`, `stop`, `kill` and `restart` may be called in any order, from any thread, one at a
     time; ports and data stay until `close`. Depths of queues are read from the queues themselves.
@@ -199,7 +195,6 @@ class Broker:
         tls: Certificates | None = None,
         server: Pair | None = None,
         config: Mapping[str, str] | None = None,
-        plugins: Iterable[str] = (),
         site: Site | None = None,
         peers: Sequence[str] = (),
         node: str | None = None,
@@ -208,22 +203,26 @@ class Broker:
         self.tls_port = free_port()
         self.management_port = free_port()
         self.prometheus_port = free_port()
-        self.name = node or f"lab-{secrets.token_hex(4)}@localhost"
+        self.name = node or node_name()
         self.site = site or Site()
         self._owns_site = site is None
         self._process: subprocess.Popen[bytes] | None = None
         self._new = True
         self.folder = self.site.folder / self.name
         self.folder.mkdir()
-        self._write_settings(tls, server, config or {}, plugins, peers)
+        lines = dict(config or {})
+        if peers:
+            lines["cluster_formation.peer_discovery_backend"] = "classic_config"
+        for number, peer in enumerate(peers, 1):
+            lines[f"cluster_formation.classic_config.nodes.{number}"] = peer
+        self._write_settings(tls, server, lines)
 
     # Life
 
     def start(self) -> None:
         """Start, or start again after `stop` or `kill`; returns when AMQP and management answer.
 
-        Raises:
-            RuntimeError: it ended instead, or was not ready in time; with the end of its log.
+        A RuntimeError with the end of its log tells that it did not.
         """
         self.begin_start()
         self.finish_start()
@@ -272,7 +271,7 @@ class Broker:
         if self._owns_site:
             self.site.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Broker:
         try:
             self.start()
         except BaseException:
@@ -290,11 +289,7 @@ class Broker:
 
     @property
     def pid(self) -> int:
-        """Process id of the Erlang VM.
-
-        Raises:
-            RuntimeError: it is not running.
-        """
+        """Process id of the Erlang VM, while it runs."""
         if self._process is None:
             raise RuntimeError(f"{self.name} is not running")
         return self._process.pid
@@ -318,12 +313,7 @@ class Broker:
         vhost: str = "",
         hosts: Iterable[str] | None = None,
     ) -> str:
-        """A transport URL of oslo.messaging.
-
-        Args:
-            user, password, vhost: %-encoded here; an empty virtual host is `/`.
-            hosts: one or more `host:port`, each with the same login; by default this node.
-        """
+        """A transport URL of oslo.messaging, of one or more `host:port`, by default this node."""
         login = f"{quote(user, safe='')}:{quote(password, safe='')}"
         servers = ",".join(f"{login}@{host}" for host in hosts or [self.address])
         return f"rabbit://{servers}/{quote(vhost, safe='')}"
@@ -331,46 +321,40 @@ class Broker:
     # By Erlang and rabbitmqctl
 
     def ctl(self, *arguments: str) -> str:
-        """Run `rabbitmqctl`: can do everything, and takes 1.5 s or more.
-
-        Raises:
-            RuntimeError: it failed; with its output.
-        """
-        done = subprocess.run(
-            [str(SCRIPTS / "rabbitmqctl"), "--silent", *arguments],
-            env=self._environment,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        """Run `rabbitmqctl`, which can do everything and takes 1.5 s or more; return its output."""
+        done = self._run([str(SCRIPTS / "rabbitmqctl"), "--silent", *arguments])
         if done.returncode:
             command = " ".join(arguments)
             raise RuntimeError(f"rabbitmqctl {command}: exit {done.returncode}: {done.stdout}")
         return done.stdout
 
-    def evaluate(self, expression: str) -> str:
-        """Evaluate Erlang in the node; in milliseconds where `ERL_CALL` is installed.
-
-        Raises:
-            RuntimeError: the node does not answer, or the expression failed; with the answer.
-        """
-        if not ERL_CALL.exists():
-            return self.ctl("eval", f"{expression}.").strip()
-        # The node refuses a second caller of the same name, and erl_call's own names clash.
-        caller = f"lab-{secrets.token_hex(4)}"
-        command = [str(ERL_CALL), "-sname", self.name, "-h", caller, "-c", self.site.cookie, "-e"]
-        done = subprocess.run(
+    def _run(self, command: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             command,
             env=self._environment,
-            input=f"{expression}.\n",
+            cwd=self.folder,
+            input=text,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
         )
+
+    def evaluate(self, expression: str) -> str:
+        """Evaluate Erlang in the node, which takes milliseconds; return the answer."""
+        # The node refuses a second caller of the same name, and erl_call's own names clash.
+        caller = f"lab-{secrets.token_hex(4)}"
+        command = [
+            str(ERLANG / "erl_call"),
+            "-sname",
+            self.name,
+            "-h",
+            caller,
+            "-c",
+            self.site.cookie,
+            "-e",
+        ]
+        done = self._run(command, f"{expression}.\n")
         if done.returncode or not done.stdout.startswith("{ok, "):
             raise RuntimeError(f"{self.name}: {expression}: {done.stdout.strip()}")
         return done.stdout.strip()[len("{ok, ") : -1]
@@ -398,31 +382,21 @@ class Broker:
         rows = json.loads(base64.b64decode(answer.strip('"')))
         return {queue: Depth(ready, unacked) for queue, ready, unacked in rows}
 
-    def depth(self, queue: str, vhost: str = "/") -> Depth:
-        """The depth of one queue; see `queues`.
-
-        Raises:
-            LookupError: there is no such queue, or it has no leader now.
-        """
-        depths = self.queues(vhost)
+    def depth(self, queue: str) -> Depth:
+        """The depth of one queue; a LookupError where it is not there, or has no leader now."""
+        depths = self.queues()
         if queue not in depths:
-            raise LookupError(f"no queue {queue} in {vhost} of {self.name}")
+            raise LookupError(f"no queue {queue} on {self.name}")
         return depths[queue]
 
-    def wait_for_depth(
-        self, queue: str, ready: int, unacked: int = 0, timeout: float = 10, vhost: str = "/"
-    ) -> None:
-        """Wait until a queue, which may not exist yet, has this depth.
-
-        Raises:
-            AssertionError: it did not within `timeout` seconds; with the last depths.
-        """
+    def wait_for_depth(self, queue: str, ready: int, unacked: int = 0, timeout: float = 10) -> None:
+        """Wait until a queue, which may not exist yet, has this depth; `timeout` in seconds."""
         wanted = Depth(ready, unacked)
         last: dict[str, Depth] = {}
 
         def reached() -> bool:
-            nonlocal last
-            last = self.queues(vhost)
+            last.clear()
+            last.update(self.queues())
             return last.get(queue) == wanted
 
         try:
@@ -437,35 +411,34 @@ class Broker:
         status, _ = self._call("GET", "/health/checks/local-alarms")
         return status == http.client.SERVICE_UNAVAILABLE
 
-    def queue(self, name: str, vhost: str = "/") -> dict[str, Any]:
+    def queue(self, name: str) -> dict[str, Any]:
         """The management API's object: `type`, `durable`, `arguments`, `consumers`, …
 
-        Raises:
-            LookupError: there is no such queue.
+        A LookupError, as in all that follow, where there is no such thing.
         """
-        found: dict[str, Any] = self._request("GET", f"/queues/{_path(vhost, name)}")
+        found: dict[str, Any] = self._request("GET", f"/queues/{_path('/', name)}")
         return found
 
-    def purge(self, queue: str, vhost: str = "/") -> None:
+    def purge(self, queue: str) -> None:
         """Drop the ready messages of a queue."""
-        self._request("DELETE", f"/queues/{_path(vhost, queue)}/contents")
+        self._request("DELETE", f"/queues/{_path('/', queue)}/contents")
 
-    def delete_queue(self, name: str, vhost: str = "/") -> None:
+    def delete_queue(self, name: str) -> None:
         """Delete a queue, used or not, empty or not."""
-        self._request("DELETE", f"/queues/{_path(vhost, name)}")
+        self._request("DELETE", f"/queues/{_path('/', name)}")
 
-    def exchanges(self, vhost: str = "/") -> dict[str, dict[str, Any]]:
+    def exchanges(self) -> dict[str, dict[str, Any]]:
         """The exchanges by name (`""` is the default one), as the management API shows them."""
-        found = self._request("GET", f"/exchanges/{_path(vhost)}")
+        found = self._request("GET", f"/exchanges/{_path('/')}")
         return {exchange["name"]: exchange for exchange in found}
 
-    def delete_exchange(self, name: str, vhost: str = "/") -> None:
+    def delete_exchange(self, name: str) -> None:
         """Delete an exchange with its bindings."""
-        self._request("DELETE", f"/exchanges/{_path(vhost, name)}")
+        self._request("DELETE", f"/exchanges/{_path('/', name)}")
 
-    def bindings(self, queue: str, vhost: str = "/") -> list[tuple[str, str]]:
+    def bindings(self, queue: str) -> list[tuple[str, str]]:
         """`(exchange, routing key)` of each binding of a queue but the one every queue has."""
-        found = self._request("GET", f"/queues/{_path(vhost, queue)}/bindings")
+        found = self._request("GET", f"/queues/{_path('/', queue)}/bindings")
         return sorted((each["source"], each["routing_key"]) for each in found if each["source"])
 
     def connections(self) -> list[dict[str, Any]]:
@@ -478,11 +451,6 @@ class Broker:
         # One that went away meanwhile is closed, too.
         with contextlib.suppress(LookupError):
             self._request("DELETE", f"/connections/{_path(name)}")
-
-    def close_all_connections(self) -> None:
-        """Have the broker close every connection that the management API knows."""
-        for connection in self.connections():
-            self.close_connection(connection["name"])
 
     def add_user(
         self, name: str, password: str, configure: str = ".*", write: str = ".*", read: str = ".*"
@@ -508,9 +476,9 @@ class Broker:
         rights = {"configure": configure, "write": write, "read": read}
         self._request("PUT", f"/permissions/{_path(vhost, user)}", rights, login)
 
-    def clear_permissions(self, user: str, vhost: str = "/") -> None:
-        """Take a user's access to a virtual host away."""
-        self._request("DELETE", f"/permissions/{_path(vhost, user)}")
+    def clear_permissions(self, user: str) -> None:
+        """Take a user's access to `/` away."""
+        self._request("DELETE", f"/permissions/{_path('/', user)}")
 
     def delete_user(self, name: str) -> None:
         """Delete a user; the broker closes its connections."""
@@ -538,26 +506,20 @@ class Broker:
 
     def amqp(self, vhost: str = "/") -> pika.BlockingConnection:
         """A connection of our own administrator `lab`, to be closed by the caller."""
+        login, name = pika.PlainCredentials("lab", self.site.password), {"connection_name": "lab"}
+        parameters = ("127.0.0.1", self.port, vhost, login)
         return pika.BlockingConnection(
-            pika.ConnectionParameters(
-                "127.0.0.1",
-                self.port,
-                vhost,
-                pika.PlainCredentials("lab", self.site.password),
-                client_properties={"connection_name": "lab"},
-            )
+            pika.ConnectionParameters(*parameters, client_properties=name)
         )
 
-    def messages(
-        self, queue: str, take: bool = False, limit: int = 10_000, vhost: str = "/"
-    ) -> list[Message]:
+    def messages(self, queue: str, take: bool = False, limit: int = 10_000) -> list[Message]:
         """Read the ready messages of a queue, oldest first; exact, unlike the statistics.
 
         Unless `take`, they are given back in their order, but marked as redelivered; in a quorum
         queue `x-delivery-count` goes up by one (so `x-delivery-limit` can drop them).
         """
         found: list[Message] = []
-        with contextlib.closing(self.amqp(vhost)) as connection:
+        with contextlib.closing(self.amqp()) as connection:
             channel = connection.channel()
             while len(found) < limit:
                 method, properties, body = channel.basic_get(queue, auto_ack=take)
@@ -576,9 +538,7 @@ class Broker:
     ) -> None:
         """Publish one message, persistent unless `properties` say otherwise, and wait for it.
 
-        Raises:
-            pika.exceptions.UnroutableError: no queue takes it.
-            pika.exceptions.NackError: the broker refused it.
+        It is mandatory: pika's UnroutableError or NackError tells that no queue has it.
         """
         self.publish_many([body], exchange, routing_key, properties, vhost)
 
@@ -601,49 +561,17 @@ class Broker:
     # Inside
 
     def _write_settings(
-        self,
-        tls: Certificates | None,
-        server: Pair | None,
-        config: Mapping[str, str],
-        plugins: Iterable[str],
-        peers: Sequence[str],
+        self, tls: Certificates | None, server: Pair | None, more: Mapping[str, str]
     ) -> None:
-        lines = {
-            "listeners.tcp.1": f"127.0.0.1:{self.port}",
-            "management.tcp.ip": "127.0.0.1",
-            "management.tcp.port": str(self.management_port),
-            "prometheus.tcp.ip": "127.0.0.1",
-            "prometheus.tcp.port": str(self.prometheus_port),
-            "collect_statistics_interval": "200",
-            "log.file": "node.log",
-            "log.console": "false",
-            # By default 50 MB, which a full disk of a test machine should not turn into an alarm.
-            "disk_free_limit.absolute": "1MB",
-            "auth_mechanisms.1": "PLAIN",
-            "auth_mechanisms.2": "AMQPLAIN",
-        }
+        names: dict[str, Any] = dict(vars(self))
+        files = ["rabbitmq.conf"]
         if tls is not None:
-            pair = server or tls.server
-            lines.update(
-                {
-                    "listeners.ssl.1": f"127.0.0.1:{self.tls_port}",
-                    "ssl_options.cacertfile": str(tls.ca_file),
-                    "ssl_options.certfile": str(pair.cert_file),
-                    "ssl_options.keyfile": str(pair.key_file),
-                    "ssl_options.verify": "verify_peer",
-                    "ssl_options.fail_if_no_peer_cert": "false",
-                    "ssl_cert_login_from": "common_name",
-                    "auth_mechanisms.3": "EXTERNAL",
-                }
-            )
-        if peers:
-            lines["cluster_formation.peer_discovery_backend"] = "classic_config"
-            for number, peer in enumerate(peers, 1):
-                lines[f"cluster_formation.classic_config.nodes.{number}"] = peer
-        lines.update(config)
-        settings = "".join(f"{key} = {value}\n" for key, value in lines.items())
-        (self.folder / "rabbitmq.conf").write_text(settings)
-        (self.folder / "enabled_plugins").write_text(f"[{','.join((*PLUGINS, *plugins))}].\n")
+            names.update((server or tls.server)._asdict(), ca_file=tls.ca_file)
+            files.append("rabbitmq-tls.conf")
+        texts = [Path(__file__).with_name(file).read_text() for file in files]
+        texts += [f"{key} = {value}\n" for key, value in more.items()]
+        (self.folder / "rabbitmq.conf").write_text(Template("".join(texts)).substitute(names))
+        (self.folder / "enabled_plugins").write_text(f"[{','.join(PLUGINS)}].\n")
         # How often a quorum queue publishes its depth; by default each 5 s.
         advanced = "[{rabbit, [{quorum_tick_interval, 200}]}].\n"
         (self.folder / "advanced.config").write_text(advanced)
@@ -713,29 +641,30 @@ class Broker:
         return response.status, json.loads(text) if text else None
 
 
+def node_name() -> str:
+    """A name that no other node has."""
+    return f"lab-{secrets.token_hex(4)}@localhost"
+
+
 @contextlib.contextmanager
-def cluster(
-    size: int = 3, tls: Certificates | None = None, config: Mapping[str, str] | None = None
-) -> Iterator[list[Broker]]:
+def cluster(size: int = 3) -> Iterator[list[Broker]]:
     """Nodes joined into one cluster, each with `kill`, `stop` and `start` of its own."""
-    names = [f"lab-{secrets.token_hex(4)}@localhost" for _ in range(size)]
+    names = [node_name() for _ in range(size)]
     site = Site()
     nodes: list[Broker] = []
+
+    def joined() -> bool:
+        found = nodes[0]._request("GET", "/nodes")
+        return len([each for each in found if each["running"]]) == size
+
     try:
         for name in names:
-            nodes.append(Broker(tls, config=config, site=site, peers=names, node=name))
+            nodes.append(Broker(site=site, peers=names, node=name))
         for node in nodes:
             node.begin_start()
         for node in nodes:
             node.finish_start()
-        wait_until(
-            lambda: (
-                len([each for each in nodes[0]._request("GET", "/nodes") if each["running"]])
-                == size
-            ),
-            timeout=60,
-            what=f"{size} nodes in the cluster",
-        )
+        wait_until(joined, timeout=60, what=f"{size} nodes in the cluster")
         yield nodes
     finally:
         for node in nodes:
