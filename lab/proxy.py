@@ -66,18 +66,14 @@ class Server:
 
     Args:
         host: address to listen on, IPv6 without brackets.
-        port: 0 for a free one.
         tls: context of the connections to come, None for plain TCP.
-
-    Raises:
-        OSError: the port is taken.
     """
 
     #: What its event loop waits with.
     selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        self._listening = bound_socket(host, port)
+    def __init__(self, host: str, tls: ssl.SSLContext | None = None) -> None:
+        self._listening = bound_socket(host, 0)
         self.host = host
         self.port: int = self._listening.getsockname()[1]
         #: TCP connections accepted so far.
@@ -200,19 +196,16 @@ class Proxy(Server):
     Every fault takes effect at once and holds until it is undone; all may be set from any thread.
 
     Args:
-        target_port: where to forward to.
-        target_host: where to forward to.
-        port: 0 for a free one.
+        target_port: where to forward to, on 127.0.0.1.
     """
 
-    def __init__(self, target_port: int, target_host: str = "127.0.0.1", port: int = 0) -> None:
-        super().__init__("127.0.0.1", port)
-        self.target = (target_host, target_port)
+    def __init__(self, target_port: int) -> None:
+        super().__init__("127.0.0.1")
+        self.target = ("127.0.0.1", target_port)
         #: Bytes per second of each direction of each connection; None for no limit.
         self.rate: float | None = None
         #: Bytes forwarded so far.
         self.to_client = 0
-        self.to_target = 0
         self._stalled = False
         self._spared: set[_Side] = set()
         self._cut_at: int | None = None
@@ -322,7 +315,6 @@ class _Side(asyncio.BufferedProtocol):
         assert self.other.transport is not None
         data = bytes(self.buffer[:nbytes])
         if not self.is_target:
-            proxy.to_target += nbytes
             self.other.transport.write(data)
         elif proxy._cut_at is not None and proxy.to_client + nbytes >= proxy._cut_at:
             self._last_bytes(data[: proxy._cut_at - proxy.to_client])

@@ -9,23 +9,21 @@
 
 What a healthy one answers is FACTS.md section 3. Like the real process it works off one request
 at a time (`one_at_a_time`), those whose client gave up included: their members go, though nobody
-is told. Run it by hand with `python -m lab.role_api --port 8080 --member CUK=ADDRESS,ADDRESS`.
+is told.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import dataclasses
 import http.client
 import json
-import signal
 import ssl
 import threading
 import time
 import urllib.parse
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Union, cast
 
@@ -156,7 +154,6 @@ class Request:
             host is given, or two are: then all of a cuk's members are meant.
         cuk: None where not given.
         status: what was answered; None when nothing was.
-        client_gone: the client closed the connection before it had an answer.
     """
 
     begun: float
@@ -167,7 +164,6 @@ class Request:
     host: tuple[str, ...] | None = None
     cuk: str | None = None
     status: int | None = None
-    client_gone: bool = False
 
 
 def parse_request(method: str, target: str, begun: float) -> Request:
@@ -192,12 +188,11 @@ def parse_request(method: str, target: str, begun: float) -> Request:
 def parse_addresses(host: str) -> tuple[str, ...]:
     """Return the addresses that the parameter `host` names, () for what is no JSON list."""
     try:
-        addresses = json.loads(host)
+        named = json.loads(host)
     except ValueError:
         return ()
-    if not isinstance(addresses, list):
-        return ()
-    return tuple(address for address in addresses if isinstance(address, str) and address)
+    listed = named if isinstance(named, list) else []
+    return tuple(address for address in listed if isinstance(address, str) and address)
 
 
 def response(status: int, headers: Mapping[str, str], body: bytes, close: bool) -> bytes:
@@ -218,7 +213,6 @@ class RoleApi(Server):
 
     Args:
         host: address to listen on, IPv6 without brackets.
-        port: 0 for a free one.
         tls: serve HTTPS with it; it may require a client certificate.
         one_at_a_time: work off one request at a time, as one API process does.
         delay: seconds of work for each request.
@@ -228,13 +222,12 @@ class RoleApi(Server):
     def __init__(
         self,
         host: str = "127.0.0.1",
-        port: int = 0,
         tls: ssl.SSLContext | None = None,
         one_at_a_time: bool = True,
         delay: float = 0,
         on_end: Callable[[Request], None] | None = None,
     ) -> None:
-        super().__init__(host, port, tls)
+        super().__init__(host, tls)
         self.one_at_a_time = one_at_a_time
         self.delay = delay
         #: An idle connection is closed after so many seconds, counted from its last answer.
@@ -348,14 +341,7 @@ class RoleApi(Server):
             if connection is not None:
                 connection.drop(abruptly=True)
             return
-        if isinstance(fault, Status):
-            answer = fault
-        elif isinstance(fault, Kept):
-            answer = Status(fault.status or 0)
-        elif isinstance(fault, Blocked):
-            answer = Status(fault.status)
-        else:
-            answer = Status(self._status(job))
+        answer = self._answer(job)
         if answer.status == 204 and fault is not answer:
             self._remove(job.request)
         if connection is None:
@@ -364,16 +350,24 @@ class RoleApi(Server):
             connection.send_odd(fault)
             return
         if isinstance(fault, Interim):
-            answer = Status(fault.status)
-        reply = response(answer.status, answer.headers, answer.body, job.close)
-        if isinstance(fault, Interim):
             connection.transport.write(f"HTTP/1.1 {fault.interim} Interim\r\n\r\n".encode())
-            connection.send_later(reply, answer.status, fault.seconds)
-        elif isinstance(fault, Drip):
+            reply = response(fault.status, {}, b"", job.close)
+            connection.send_later(reply, fault.status, fault.seconds)
+            return
+        reply = response(answer.status, answer.headers, answer.body, job.close)
+        if isinstance(fault, Drip):
             connection.drip(reply, answer.status, fault.seconds_per_byte)
         else:
             self._end(job, answer.status)
             connection.send(reply)
+
+    def _answer(self, job: _Job) -> Status:
+        """What is answered to a request that was worked off."""
+        if isinstance(job.fault, Status):
+            return job.fault
+        if isinstance(job.fault, (Kept, Blocked)):
+            return Status(job.fault.status or 0)
+        return Status(self._status(job))
 
     def _status(self, job: _Job) -> int:
         """Return what a Role API that is well answers."""
@@ -411,13 +405,11 @@ class RoleApi(Server):
         self.under_way += 1
         self.most_at_once = max(self.most_at_once, self.under_way)
 
-    def _end(self, job: _Job, status: int | None, client_gone: bool = False) -> None:
+    def _end(self, job: _Job, status: int | None) -> None:
         """Record the end of a request, as its client sees it."""
         self.under_way -= 1
         job.connection = None
-        request = dataclasses.replace(
-            job.request, ended=time.monotonic(), status=status, client_gone=client_gone
-        )
+        request = dataclasses.replace(job.request, ended=time.monotonic(), status=status)
         self.requests[job.index] = request
         if status is not None and 200 <= status < 300 and request.cuk:
             self.deletions[request.cuk] += 1
@@ -448,7 +440,6 @@ class _Connection(asyncio.Protocol):
         self.served = 0
         self.idle_since: float | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.dropped = False  # by us, not by the client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -460,7 +451,7 @@ class _Connection(asyncio.Protocol):
             self.timer.cancel()
         job, self.job = self.job, None
         if job is not None and job.connection is not None:
-            self.api._end(job, None, client_gone=not self.dropped)
+            self.api._end(job, None)
 
     def data_received(self, data: bytes) -> None:
         self.received += data
@@ -475,18 +466,14 @@ class _Connection(asyncio.Protocol):
                 self.drop(abruptly=True)
             return
         head = self.received[:head_size].decode("latin-1")
-        line, _, rest = head.partition("\r\n")
-        headers = rest.lower()
-        size = head_size + content_length(headers)
-        if len(self.received) < size:
-            return
-        del self.received[:size]
+        line, _, headers = head.partition("\r\n")
+        del self.received[:head_size]
         self.idle_since = None
         words = line.split(" ")
         valid = len(words) == 3 and words[2].startswith("HTTP/1.")
         method, target, version = words if valid else ("", line, "")
         request = parse_request(method, target, time.monotonic())
-        close = version == "HTTP/1.0" or "connection: close" in headers
+        close = version == "HTTP/1.0" or "connection: close" in headers.lower()
         self.job = _Job(request, self, close)
         self.served += 1
         fault = self.api.fault
@@ -515,13 +502,6 @@ class _Connection(asyncio.Protocol):
         self.idle_since = time.monotonic()
         if self.timer is None:
             self.close_when_idle()
-        if self.received:
-            asyncio.get_running_loop().call_soon(self.next_unless_busy)
-
-    def next_unless_busy(self) -> None:
-        """Take the next of several requests that arrived together."""
-        if self.job is None and not self.transport.is_closing():
-            self.next_request()
 
     def send_later(self, reply: bytes, status: int, seconds: float) -> None:
         """Send an answer so many seconds later, if its client is still there."""
@@ -569,7 +549,6 @@ class _Connection(asyncio.Protocol):
 
     def drop(self, abruptly: bool) -> None:
         """Close the connection without an answer, `abruptly` by a reset."""
-        self.dropped = True
         if abruptly:
             reset(self.transport)
         else:
@@ -585,45 +564,3 @@ class _Connection(asyncio.Protocol):
         else:
             loop = asyncio.get_running_loop()
             self.timer = loop.call_later(left, self.close_when_idle)
-
-
-def content_length(headers: str) -> int:
-    """Return the size of a request's body in bytes, from its headers in lower case."""
-    _, found, rest = headers.partition("content-length:")
-    value = rest.partition("\r\n")[0].strip()
-    return int(value) if found and value.isdigit() else 0
-
-
-# By hand
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a Role API until SIGINT or SIGTERM, and print one line for each request that ended."""
-    parser = argparse.ArgumentParser(prog="lab.role_api", description=main.__doc__)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8080, help="0 for a free one (%(default)s)")
-    parser.add_argument("--delay", type=float, default=0, help="seconds for each request")
-    parser.add_argument(
-        "--member", action="append", default=[], metavar="CUK=ADDRESS,ADDRESS", help="repeatable"
-    )
-    options = parser.parse_args(arguments)
-
-    def print_request(request: Request) -> None:
-        seconds = (request.ended or request.begun) - request.begun
-        status = request.status or ("client gone" if request.client_gone else "no answer")
-        print(f"{status} {request.method} {request.target} {seconds * 1000:.1f} ms", flush=True)
-
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    api = RoleApi(options.host, options.port, delay=options.delay, on_end=print_request)
-    for member in options.member:
-        cuk, _, addresses = member.partition("=")
-        api.register(cuk, *addresses.split(","))
-    with api:
-        print(f"listening on {api.url}", flush=True)
-        stopped.wait()
-
-
-if __name__ == "__main__":
-    main()
