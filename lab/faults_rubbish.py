@@ -27,6 +27,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -38,57 +39,28 @@ from oslo_messaging._drivers import amqp as oslo_amqp
 from oslo_messaging._drivers import common as oslo_common
 from oslo_messaging.notify.dispatcher import NotificationDispatcher
 
+from lab.odd import DECISIVE, places
+
 #: What a DELETE names: the instance, and the addresses or None for all of it.
 Named = tuple[str, Optional[tuple[str, ...]]]
 
 #: What a mutation puts between two bytes.
 INSERTED = (b'"', b"\\", b"{", b"0", b" ", b"event_type", b"\\u00e9", b"\xff", b"NaN")
 
+EVENTS = st.sampled_from(["port.delete.end", "instance.delete.end", "instance.update"])
+WORDS = st.sampled_from(
+    ["deleted", "active", "INFO", "2.0", "10.0.0.9", "compute:nova", "", [], {}]
+)
+KEYS = st.sampled_from(["port", "fixed_ips", "ip_address", "event_type"])
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=20)
-    | st.sampled_from(
-        [
-            "port.delete.end",
-            "instance.delete.end",
-            "instance.update",
-            "deleted",
-            "active",
-            "INFO",
-            "2.0",
-            "10.0.0.9",
-            "compute:nova",
-            "",
-            [],
-            {},
-        ]
-    ),
+    PLAIN | EVENTS | WORDS,
     lambda values: (
         st.lists(values, max_size=3)
-        | st.dictionaries(
-            st.text(max_size=10)
-            | st.sampled_from(["port", "fixed_ips", "ip_address", "event_type"]),
-            values,
-            max_size=3,
-        )
+        | st.dictionaries(st.text(max_size=10) | KEYS, values, max_size=3)
     ),
     max_leaves=6,
 )
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every member in a JSON value."""
-    items: Any = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value if isinstance(value, list) else ())
-    )
-    for key, item in items:
-        yield (*path, key)
-        yield from places(item, (*path, key))
 
 
 def variants(corpus: Sequence[bytes], count: int) -> list[bytes]:
@@ -97,25 +69,11 @@ def variants(corpus: Sequence[bytes], count: int) -> list[bytes]:
     envelopes = [json.loads(body) for body in corpus]
     messages = [json.loads(each.get("oslo.message", "null")) or each for each in envelopes]
     # what decides, as often as all the rest
-    decisive = {
-        "event_type",
-        "publisher_id",
-        "priority",
-        "payload",
-        "port",
-        "device_id",
-        "device_owner",
-        "fixed_ips",
-        "ip_address",
-        "instance_id",
-        "uuid",
-        "state",
-    }
     paths = [
-        sorted(places(each), key=lambda path: (path[-1] not in decisive, len(path)))
+        sorted(places(each), key=lambda path: (path[-1] not in DECISIVE, len(path)))
         for each in messages
     ]
-    first = [sum(path[-1] in decisive for path in each) for each in paths]
+    first = [sum(path[-1] in DECISIVE for path in each) for each in paths]
 
     @seed(4)
     @hypothesis_settings(
@@ -155,15 +113,9 @@ def harm(body: bytes, chance: random.Random) -> bytes:
     for _ in range(chance.choice((1, 1, 2, 3))):
         at = chance.randrange(len(body) + 1)
         to = min(len(body), at + chance.choice((1, 1, 2, 8, 100)))
-        other = chance.choice(
-            (
-                bytes([chance.randrange(256)]),
-                chance.choice(INSERTED) + body[at:to],
-                b"",
-                body[at:to] * 2,
-                body[at:to].swapcase(),
-            )
-        )
+        part = body[at:to]
+        byte, inserted = bytes([chance.randrange(256)]), chance.choice(INSERTED) + part
+        other = chance.choice((byte, inserted, b"", part * 2, part.swapcase()))
         rest = b"" if chance.random() < 0.05 else body[to:]  # cut off
         body = body[:at] + other + rest
     return body
@@ -187,14 +139,11 @@ def bodies(
         if how < 0.4:
             body = harm(body, chance)
         elif how < 0.7 and body.startswith(b'{"oslo.version"'):
-            try:
+            with suppress(ValueError, KeyError, AttributeError):
                 envelope = json.loads(body)
                 inner = harm(envelope["oslo.message"].encode("utf-8", "surrogatepass"), chance)
-                body = json.dumps(
-                    {**envelope, "oslo.message": inner.decode("utf-8", "replace")}
-                ).encode("utf-8", "surrogatepass")
-            except (ValueError, KeyError, AttributeError):
-                pass
+                envelope["oslo.message"] = inner.decode("utf-8", "replace")
+                body = json.dumps(envelope).encode("utf-8", "surrogatepass")
         yield body
 
 
@@ -212,12 +161,10 @@ class Expected:
 
     def read(self, body: bytes) -> bytes:
         """Take one body into account; returns it."""
-        try:
+        with suppress(Exception):  # oslo.messaging trips over it: no deletion
             message = oslo_common.deserialize_msg(json.loads(body.decode()))
             context = oslo_amqp.unpack_context(message).to_dict()
             self._dispatcher.dispatch(SimpleNamespace(ctxt=context, message=message))
-        except Exception:  # oslo.messaging trips over it: no deletion
-            pass
         return body
 
     def info(
@@ -264,11 +211,9 @@ def is_deleted(event_type: str, instance: dict[str, Any]) -> bool:
 
 
 def is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(text))
+    return False
 
 
 def canonical(cuk: Any, addresses: tuple[str, ...] | None) -> Named | None:

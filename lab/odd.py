@@ -1,8 +1,10 @@
-"""Header tables of AMQP that a strict or careless client stumbles over."""
+"""Header tables of AMQP that a client stumbles over, and where JSON can be damaged."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pika
 
@@ -34,3 +36,20 @@ ODD_HEADERS: dict[str, pika.BasicProperties] = {
     "a great double": RawProperties(b"\x01dd" + struct.pack(">d", 2.0**63)),
     "130 kB": pika.BasicProperties(delivery_mode=2, headers={"x": "y" * 130_000}),
 }
+
+
+#: Members of a notification of which something is read.
+DECISIVE = {"event_type", "publisher_id", "priority", "payload", "port", "device_id"}
+DECISIVE |= {"device_owner", "fixed_ips", "ip_address", "instance_id", "uuid", "state"}
+
+
+def places(value: Any, start: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path (keys and indexes) of every member in a JSON value."""
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list):
+        inside = enumerate(value)
+    for key, each in inside:
+        yield (*start, key)
+        yield from places(each, (*start, key))

@@ -39,20 +39,19 @@ from lab.broker import Broker, Depth
 from lab.listener import ListenerProcess, write_settings
 from lab.listener import settings as listener_settings
 from lab.notifier import compute_instance, instance, port
+from lab.odd import DECISIVE, places
 from lab.role_api import RoleApi
 
 #: Seconds that the four listeners may need to catch up on a busy machine.
 PATIENCE = 30
 
 NEUTRON = "neutron"
-NOVA = "nova"
-COMPUTE = "compute"
 NEUTRON_AND_NOVA = "neutron + nova"
 #: The four listeners: the names of each one's sources.
 SOURCES = {
     NEUTRON: ("neutron",),
-    NOVA: ("nova",),
-    COMPUTE: ("compute",),
+    "nova": ("nova",),
+    "compute": ("compute",),
     NEUTRON_AND_NOVA: ("neutron", "nova"),
 }
 
@@ -62,69 +61,19 @@ Addresses = dict[str, set[str]]
 
 # --- What the sources can't know ----------------------------------------------------------------
 
-UNTIL_IT_GOES = "is a member until its instance is deleted"
-FOR_EVER = "is a member for ever"
-LOST = "is lost, though its machine has it"
+#: `causes`: why an address is not a member exactly while its machine has it, and what becomes of it
+#: with which sources: it is a member until its instance goes, or for ever, or is lost though its
+#: machine has it. `lives`: life -> instance (the first letters of its id), address, cause.
+#: Everything else is exactly right.
+UNKNOWABLE = json.loads((Path(__file__).parent / "lives" / "unknowable.json").read_text())
 
 
-class Cause(NamedTuple):
-    """Why an address is not a member exactly while its machine has it, and with which sources."""
+def fates(life: str, sources: str) -> list[tuple[str, str, str | None]]:
+    """The start of an instance's id, its address and what becomes of that."""
+    rows = UNKNOWABLE["lives"].get(life, ())
+    causes = UNKNOWABLE["causes"]
+    return [(start, address, causes[cause]["fates"].get(sources)) for start, address, cause in rows]
 
-    why: str
-    fates: Mapping[str, str]
-
-
-BY_NOVA_ALONE = {NOVA: UNTIL_IT_GOES, COMPUTE: UNTIL_IT_GOES}
-BY_ALL = {**BY_NOVA_ALONE, NEUTRON_AND_NOVA: UNTIL_IT_GOES, NEUTRON: FOR_EVER}
-
-UNBOUND = Cause(
-    "Nova only unbinds a port made beforehand, and Neutron does not say whose it was",
-    {NEUTRON: FOR_EVER},
-)
-PORT_DELETED = Cause(
-    "the port was deleted and its instance was not, of which only Neutron tells", BY_NOVA_ALONE
-)
-DETACHED = Cause(
-    "a port made beforehand was detached: for Neutron an update that does not say from whom", BY_ALL
-)
-CHANGED = Cause("fixed_ips of a port changed: for Neutron an update without the old ones", BY_ALL)
-NOT_OF_A_PORT = Cause(
-    "a floating IP, a trunk's subport or an address pair: not in fixed_ips of a port of the "
-    "instance",
-    BY_ALL,
-)
-LATE = Cause(
-    "deleted and attached again while the listeners were away: the late DELETE removes it",
-    {NEUTRON: LOST, NEUTRON_AND_NOVA: LOST},
-)
-
-#: Life -> instance (the first letters of its id), address, cause. Everything else is exactly right.
-UNKNOWABLE: dict[str, list[tuple[str, str, Cause]]] = {
-    "b": [("10e5ae79", "10.1.0.134", UNBOUND)],
-    "c1": [("9e582730", "10.1.2.98", PORT_DELETED)],
-    "c2": [("86ca9797", "10.1.3.62", UNBOUND)],
-    "d": [("efe34201", "10.2.0.21", PORT_DELETED)],
-    "d2": [("4cdbd189", "10.2.0.3", PORT_DELETED)],
-    "d3": [("0646b649", "10.2.0.250", LATE)],
-    "e": [("2a64d581", "10.2.0.105", DETACHED), ("a2c7b935", "10.2.0.105", UNBOUND)],
-    "f2": [("f7f0d4ec", "10.1.0.87", UNBOUND)],
-    "f5": [("c66dc2e0", "10.1.3.154", UNBOUND)],
-    "f6": [("df7939db", "10.1.0.77", UNBOUND)],
-    "f7": [("04b3d12a", "10.1.0.123", UNBOUND)],
-    "i2": [("e0f6f26a", "10.1.1.169", UNBOUND)],
-    "l": [
-        ("5a339506", "203.0.113.73", NOT_OF_A_PORT),
-        ("0fe6e6c0", "10.2.0.163", NOT_OF_A_PORT),
-        ("0fe6e6c0", "10.1.3.51", UNBOUND),
-    ],
-    "n1": [
-        ("829650f8", "10.1.3.25", CHANGED),
-        ("829650f8", "10.1.200.2", CHANGED),
-        ("829650f8", "10.1.201.9", NOT_OF_A_PORT),
-    ],
-    "n3": [("744e0552", "10.1.1.146", CHANGED)],
-    "q": [("4a3c8df0", "10.2.0.174", PORT_DELETED)],
-}
 
 #: The life in which the listeners are away, and the checks after which and before which they are.
 AWAY = ("d3", "attached, registered", "listeners back")
@@ -181,11 +130,12 @@ def should_be_members(life: Life, checked: dict[str, Any], sources: str) -> Addr
         has = set(alive.get(cuk, ()))
         for step in life.steps[position:]:
             has.update(step.get("alive", {}).get(cuk, ()))
-        for start, address, cause in UNKNOWABLE.get(life.name, ()):
-            fate = cause.fates.get(sources) if cuk.startswith(start) else None
-            if fate == FOR_EVER or (fate == UNTIL_IT_GOES and cuk in alive):
+        for start, address, fate in fates(life.name, sources):
+            if not cuk.startswith(start):
+                continue
+            if fate == "for ever" or (fate == "until it goes" and cuk in alive):
                 has.add(address)
-            elif fate == LOST and (life.name, checked["check"]) == (AWAY[0], AWAY[2]):
+            elif fate == "lost" and (life.name, checked["check"]) == (AWAY[0], AWAY[2]):
                 has.discard(address)
         addresses &= has
     return members
@@ -204,28 +154,12 @@ class Marker(NamedTuple):
     payload: Callable[[str], dict[str, Any]]
 
 
+IN_CLEAR, VERSIONED = "notifications.info", "versioned_notifications.info"
+ENDED = "instance.delete.end"
 MARKERS = (
-    Marker(
-        "neutron",
-        "notifications.info",
-        "network.lab",
-        "port.delete.end",
-        lambda cuk: port(cuk, ["192.0.2.1"]),
-    ),
-    Marker(
-        "nova",
-        "versioned_notifications.info",
-        "nova-compute:lab",
-        "instance.delete.end",
-        instance,
-    ),
-    Marker(
-        "nova",
-        "notifications.info",
-        "compute.lab",
-        "compute.instance.delete.end",
-        compute_instance,
-    ),
+    Marker("neutron", IN_CLEAR, "network.lab", "port.delete.end", lambda cuk: port(cuk, ["::1"])),
+    Marker("nova", VERSIONED, "nova-compute:lab", ENDED, instance),
+    Marker("nova", IN_CLEAR, "compute.lab", f"compute.{ENDED}", compute_instance),
 )
 
 
@@ -409,9 +343,9 @@ def test_with_neutron_and_nova_a_life_is_exactly_right_unless_a_delete_is_late()
     """Right means: the living are members with what they have, and the gone are not."""
     wrong = {
         life
-        for life, rows in UNKNOWABLE.items()
-        for _, _, cause in rows
-        if cause.fates.get(NEUTRON_AND_NOVA, UNTIL_IT_GOES) != UNTIL_IT_GOES
+        for life in UNKNOWABLE["lives"]
+        for _, _, fate in fates(life, NEUTRON_AND_NOVA)
+        if fate not in (None, "until it goes")
     }
     assert wrong == {AWAY[0]}
 
@@ -428,35 +362,13 @@ def test_a_normal_deletion_is_two_requests(cloud: Cloud) -> None:
 MESSAGES = [message_of(step) for life in LIVES for step in life.steps if "message" in step]
 
 #: The event types of the presets `nova` and `compute`.
-HEARD_OF_NOVA = {
-    "instance.delete.end",
-    "instance.update",
-    "compute.instance.delete.end",
-    "compute.instance.force_delete.end",
-}
+ENDS = {"instance.delete.end", "compute.instance.delete.end", "compute.instance.force_delete.end"}
+HEARD_OF_NOVA = ENDS | {"instance.update"}
 #: What the program reads of a notification: damaged more often than the rest.
-READ = {
-    "event_type",
-    "publisher_id",
-    "priority",
-    "payload",
-    "port",
-    "port_id",
-    "device_id",
-    "device_owner",
-    "fixed_ips",
-    "ip_address",
-    "nova_object.data",
-    "uuid",
-    "instance_id",
-    "state",
-}
+READ = {*DECISIVE, "port_id", "nova_object.data"}
 
 #: What stands where something else is expected; `...`: nothing, the member is left out.
 STRANGE = [..., None, True, 0, 1.5, "", [], {}, ["deleted"], {"state": "deleted"}]
-
-#: Where something is in a JSON value: keys and indexes.
-Place = tuple[Any, ...]
 
 
 def instance_of(message: dict[str, Any]) -> dict[str, Any]:
@@ -542,19 +454,7 @@ def test_a_missing_state_is_taken_for_deleted_in_a_delete_end_only(
             assert deletion(sources, envelope(message)) == expected
 
 
-def places(value: Any, start: Place = ()) -> Iterator[Place]:
-    """Yield where everything in a JSON value is."""
-    inside: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, dict):
-        inside = value.items()
-    elif isinstance(value, list):
-        inside = enumerate(value)
-    for key, each in inside:
-        yield (*start, key)
-        yield from places(each, (*start, key))
-
-
-def damage(draw: st.DrawFn, value: Any, place: Place) -> None:
+def damage(draw: st.DrawFn, value: Any, place: tuple[Any, ...]) -> None:
     """Take out what is at a place, or put nothing, or something of another type, in its stead."""
     *way, last = place
     with suppress(LookupError, TypeError):  # an earlier damage took the place away
