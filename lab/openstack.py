@@ -18,6 +18,7 @@ import calendar
 import contextlib
 import getpass
 import importlib.metadata
+import json
 import os
 import secrets
 import shutil
@@ -29,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import openstack
@@ -362,11 +364,6 @@ class OpenStack:
             **{**LOGIN, **options},
         )
 
-    def _database(self, name: str) -> dict[str, object]:
-        """Returns the options of a service's connection to one database."""
-        path = f"{name}?unix_socket={self.socket}&charset=utf8mb3"
-        return {"connection": f"mysql+pymysql://root@localhost/{path}", "max_pool_size": 10}
-
     def _configure(self) -> None:
         """Makes folders and files, and settings of which most are the same for all services."""
         for name in ("images", "staging", "tasks", "keys", "drivers/lab-1.dist-info", *HOSTS):
@@ -383,71 +380,31 @@ class OpenStack:
             key = base64.urlsafe_b64encode(secrets.token_bytes(32))
             (self.folder / "keys" / name).write_bytes(key)
 
+        self._write_settings()
+
+    def _write_settings(self) -> None:
+        """Writes the settings of openstack.json, of which `everywhere` is in all but the last ones.
+
+        With its service_type, an application credential's access rules for Nova can be checked;
+        nothing tells Nova that a port is plugged in; and without notify_on_state_change nothing
+        versioned tells of a forceDelete by nova-api.
+        """
+        template = Template(Path(__file__).with_suffix(".json").read_text())
+        text = template.substitute(
+            transport_url=self.broker.url(),
+            folder=self.folder,
+            venv=VENV,
+            database="mysql+pymysql://root@localhost",
+            socket=f"unix_socket={self.socket}&charset=utf8mb3",
+            reclaim_seconds=RECLAIM_SECONDS,
+        )
+        own: dict[str, Any] = json.loads(text)
+        everywhere = own.pop("everywhere")
         login = {**LOGIN, "auth_url": self.auth_url, "auth_type": "password"}
-        keys: dict[str, object] = {"key_repository": self.folder / "keys"}
-        store = "filesystem_store_datadir"
-        reclaim = {"reclaim_instance_interval": RECLAIM_SECONDS}
-        everywhere: dict[str, dict[str, object]] = {
-            "DEFAULT": {"transport_url": self.broker.url(), "state_path": self.folder},
-            "oslo_concurrency": {"lock_path": self.folder},
-            "oslo_messaging_notifications": {"driver": "messagingv2"},
-            # The type lets an application credential's access rules for Nova be checked
-            "keystone_authtoken": {**login, "interface": "public", "service_type": "compute"},
-            "service_user": {**login, "send_service_user_token": True},
-            **dict.fromkeys(("fernet_tokens", "fernet_receipts", "credential"), keys),
-            **dict.fromkeys(("nova", "neutron", "placement"), login),
-        }
-        glance_paste = VENV / "etc" / "glance" / "glance-api-paste.ini"
-        neutron_paste = VENV / "etc" / "neutron" / "api-paste.ini"
-        own: dict[str, dict[str, dict[str, object]]] = {
-            "keystone": {
-                "database": self._database("keystone"),
-                "identity": {"password_hash_rounds": 4},
-            },
-            "placement": {"placement_database": self._database("placement")},
-            "glance-api": {
-                "DEFAULT": {"enabled_backends": "files:file"},
-                "database": self._database("glance"),
-                "glance_store": {"default_backend": "files"},
-                "files": {store: self.folder / "images"},
-                "os_glance_staging_store": {store: self.folder / "staging"},
-                "os_glance_tasks_store": {store: self.folder / "tasks"},
-                "paste_deploy": {"flavor": "keystone", "config_file": glance_paste},
-            },
-            "neutron": {
-                "DEFAULT": {"core_plugin": "ml2", "api_paste_config": neutron_paste},
-                "database": self._database("neutron"),
-                "ml2": {"tenant_network_types": "vxlan", "mechanism_drivers": "lab"},
-                "ml2_type_vxlan": {"vni_ranges": "1:1000"},
-                "quotas": {"quota_port": -1},
-            },
-            "nova": {
-                "DEFAULT": {
-                    "my_ip": "127.0.0.1",
-                    "compute_driver": "fake.FakeDriverWithoutFakeNodes",
-                    "report_interval": 2,
-                    # Nothing tells Nova that a port is plugged in
-                    "vif_plugging_is_fatal": False,
-                    "vif_plugging_timeout": 0,
-                },
-                "api_database": self._database("nova_api"),
-                "database": self._database("nova"),
-                "conductor": {"workers": 1},
-                "scheduler": {"workers": 1, "discover_hosts_in_cells_interval": 3},
-                "quota": {"instances": -1, "cores": -1, "ram": -1},
-                # Without state changes nothing versioned tells of a forceDelete by nova-api
-                "notifications": {
-                    "notification_format": "both",
-                    "notify_on_state_change": "vm_state",
-                },
-            },
-        }
+        for name in own.pop("with a login"):
+            everywhere[name].update(login)
         for name, sections in own.items():
-            default = {**everywhere["DEFAULT"], **sections.get("DEFAULT", {})}
-            all_of_it = {**everywhere, **sections, "DEFAULT": default}
-            write_settings(self.folder / f"{name}.conf", all_of_it)
-        for name in HOSTS:
-            host = {"host": name, "state_path": self.folder / name}
-            sometimes = reclaim if name == "host1" else {}
-            write_settings(self.folder / f"{name}.conf", {"DEFAULT": {**host, **sometimes}})
-        write_settings(self.folder / "soft.conf", {"DEFAULT": reclaim})
+            if name not in ("soft", *HOSTS):
+                default = {**everywhere["DEFAULT"], **sections.get("DEFAULT", {})}
+                sections = {**everywhere, **sections, "DEFAULT": default}
+            write_settings(self.folder / f"{name}.conf", sections)
