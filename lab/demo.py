@@ -46,7 +46,7 @@ class Service(NamedTuple):
 
     exchange: str
     topic: str
-    publisher_id: str
+    publisher: str
     everyday: tuple[str, ...]  # what its noise begins with
 
 
@@ -72,11 +72,8 @@ class Demo:
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.width = max(80, min(100, shutil.get_terminal_size((96, 24)).columns))
-        self.coloured = (
-            sys.stdout.isatty()
-            and not os.environ.get("NO_COLOR")
-            and os.environ.get("TERM") != "dumb"
-        )
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        self.coloured = sys.stdout.isatty() and not plain
         self.last_line = ""
         self.names: dict[str, str] = {}  # of the instances, by cuk
         self.answered: dict[str, list[Request]] = defaultdict(list)  # by cuk
@@ -109,36 +106,24 @@ class Demo:
         self.show(f"{seconds}  {who:<12}{lines[0]}", *(f"{'':20}{line}" for line in lines[1:]))
 
     def chapter(self, title: str, text: str) -> None:
-        self.show(
-            "", self.paint("bold", title), "─" * self.width, *textwrap.wrap(text, self.width), ""
-        )
+        line = "─" * self.width
+        self.show("", self.paint("bold", title), line, *textwrap.wrap(text, self.width), "")
 
     def table(self, head: str, rows: Iterable[str]) -> None:
         seconds = self.paint("dim", f"{time.monotonic() - self.began:6.2f}")
-        self.show(
-            "",
-            f"{seconds}  {self.paint('bold', head)}",
-            *(f"{'':10}{row}".rstrip() for row in rows),
-            "",
-        )
+        indented = (f"{'':10}{row}".rstrip() for row in rows)
+        self.show("", f"{seconds}  {self.paint('bold', head)}", *indented, "")
 
     def show_members(self) -> None:
         members = self.api.members()
-        self.table(
-            f"Members of the role: {len(members) or 'none'}",
-            [
-                f"{name:<8}{cuk}  {', '.join(sorted(members[cuk]))}"
-                for cuk, name in self.names.items()
-                if cuk in members
-            ],
-        )
+        left = [(name, cuk) for cuk, name in self.names.items() if cuk in members]
+        rows = [f"{name:<8}{cuk}  {', '.join(sorted(members[cuk]))}" for name, cuk in left]
+        self.table(f"Members of the role: {len(members) or 'none'}", rows)
 
     def show_queues(self) -> None:
         depths = self.broker.queues()
-        self.table(
-            "Messages in the queues, those that a consumer holds included",
-            [f"{depths[name].total:>3}  {name:<30}{meaning}" for name, meaning in QUEUES.items()],
-        )
+        rows = [f"{depths[name].total:>3}  {name:<30}{meaning}" for name, meaning in QUEUES.items()]
+        self.table("Messages in the queues, those that a consumer holds included", rows)
 
     def show_log(self, pattern: str, colour: str = "") -> str:
         """Wait for `pattern` in the listener's log, and show the newest line that has it."""
@@ -151,12 +136,8 @@ class Demo:
         query = urllib.parse.parse_qsl(urllib.parse.urlsplit(request.target).query)
         rest = " ".join(f"{name}={value}" for name, value in query if name != "cuk")
         whose = self.names.get(request.cuk or "", "nobody")
-        self.tell(
-            "Role API",
-            f"{request.status} {request.method} cuk={request.cuk} ({whose})\n  {rest}",
-            "green" if request.status == 204 else "red",
-            request.ended,
-        )
+        text = f"{request.status} {request.method} cuk={request.cuk} ({whose})\n  {rest}"
+        self.tell("Role API", text, "green" if request.status == 204 else "red", request.ended)
         self.answered[request.cuk or ""].append(request)
 
     # Doing
@@ -183,14 +164,12 @@ class Demo:
     def port_deleted(self, cuk: str) -> Event:
         """Neutron deleted the port that Nova had made for this instance."""
         host = tuple(sorted(self.api.members()[cuk]))
-        return Event(
-            "neutron", "port.delete.end", port(cuk, host), "names the addresses of its port", host
-        )
+        says = "names the addresses of its port"
+        return Event("neutron", "port.delete.end", port(cuk, host), says, host)
 
     def instance_events(self, cuk: str, state: str, *event_types: str) -> list[Event]:
         """Nova's notifications of an instance in this state."""
-        payload = instance(cuk)
-        payload["nova_object.data"]["state"] = state
+        payload = instance(cuk, state=state)
         return [Event("nova", each, payload, f"state {state}") for each in event_types]
 
     def deletion(self, cuk: str) -> list[Event]:
@@ -209,15 +188,11 @@ class Demo:
         """Publish what leads to a DELETE, and see that it is right."""
         asked = len(self.answered[cuk])
         self.publish(cuk, event)
-        wait_until(
-            lambda: len(self.answered[cuk]) > asked, PATIENCE, f"DELETE for {self.names[cuk]}"
-        )
+        deleted = f"DELETE for {self.names[cuk]}"
+        wait_until(lambda: len(self.answered[cuk]) > asked, PATIENCE, deleted)
         request = self.answered[cuk][-1]
-        assert (request.method, request.extra, request.host) == (
-            "DELETE",
-            "openstack-auto-v1",
-            event.host,
-        ), f"host is not {event.host}: {request.target}"
+        assert (request.method, request.extra) == ("DELETE", "openstack-auto-v1"), request.target
+        assert request.host == event.host, f"host is not {event.host}: {request.target}"
 
     def publish_ignored(self, cuk: str, event: Event, why: str) -> None:
         """Publish what leads to no DELETE, and see that it does not."""
@@ -241,37 +216,24 @@ class Demo:
         stack.enter_context(self.api)
         self.tell("Role API", f"{self.api.url}, a stand-in for K2HR3's")
         version = importlib.metadata.version("oslo.messaging")
-        sections: dict[str, dict[str, object]] = {
-            "oslo_messaging_notifications": {"transport_url": self.broker.url()}
-        }
+        url = self.broker.url()
+        sections: dict[str, dict[str, object]] = {}
+        sections["oslo_messaging_notifications"] = {"transport_url": url}
         for name, service in SERVICES.items():
-            self.notifiers[name] = stack.enter_context(
-                Notifier(
-                    self.broker.url(),
-                    service.exchange,
-                    [service.topic],
-                    publisher_id=service.publisher_id,
-                )
-            )
-            self.tell(
-                name,
-                f"oslo.messaging {version}, exchange {service.exchange}, topic {service.topic}",
-            )
+            made = Notifier(url, service.exchange, [service.topic], publisher_id=service.publisher)
+            self.notifiers[name] = stack.enter_context(made)
+            where = f"exchange {service.exchange}, topic {service.topic}"
+            self.tell(name, f"oslo.messaging {version}, {where}")
             sections[f"oslo_messaging_notifications:{name}"] = {}
         sections["k2hr3"] = {"api_url": self.api.url, "retry_interval_seconds": 2}
         self.publish_everyday(1)  # makes the exchanges; nobody listens yet
         self.ignorable = 0
         self.listener = stack.enter_context(ListenerProcess(sections))
-        self.table(
-            f"python {PROGRAM.name} -c {self.listener.settings}",
-            self.listener.settings.read_text().strip().splitlines(),
-        )
+        written = self.listener.settings
+        self.table(f"python {PROGRAM.name} -c {written}", written.read_text().strip().splitlines())
         self.show_log("connected")
-        wait_until(
-            lambda: len(self.broker.bindings(QUEUE)) == len(SERVICES),
-            PATIENCE,
-            f"{len(SERVICES)} bindings of {QUEUE}",
-        )
+        bound = f"{len(SERVICES)} bindings of {QUEUE}"
+        wait_until(lambda: len(self.broker.bindings(QUEUE)) == len(SERVICES), PATIENCE, bound)
 
     def with_the_api_up(self) -> None:
         self.chapter(
@@ -289,11 +251,8 @@ class Demo:
         self.publish_ignored(web, last, "all of web-1 was removed before")
 
         unbound = port("", self.api.members()[db], device_owner="")
-        self.publish_ignored(
-            db,
-            Event("neutron", "port.update.end", unbound, "its port belongs to nobody now"),
-            "it does not say whose the port was",
-        )
+        freed = Event("neutron", "port.update.end", unbound, "its port belongs to nobody now")
+        self.publish_ignored(db, freed, "it does not say whose the port was")
         _, update, last = self.deletion(db)
         self.publish_heard(db, update)
         self.publish_ignored(db, last, "all of db-1 was removed before")
@@ -306,9 +265,8 @@ class Demo:
         self.listener.wait_for_log("INFO .*deleted instance=", PATIENCE, count=3)
         self.listener.process.send_signal(signal.SIGUSR1)
         line = self.show_log("counters")
-        assert f"deleted=3 failed=0 ignored={self.ignorable} " in line, (
-            f"there should be 3 deletions and {self.ignorable} ignored notifications"
-        )
+        figures = f"deleted=3 failed=0 ignored={self.ignorable} "
+        assert figures in line, f"it should be {figures}"
         assert len(self.api.requests) == 3, f"{len(self.api.requests)} requests instead of 3"
 
     def with_the_api_down(self) -> None:
@@ -332,11 +290,11 @@ class Demo:
         self.broker.wait_for_depth(QUEUE, 0, timeout=PATIENCE)
         self.show_queues()
         assert set(self.api.members()) == {web, mail}, "members went while the API was down"
-        wait_until(
-            lambda: len(self.answered.keys() - self.names.keys()) == 3,
-            PATIENCE,
-            "a third question whether K2HR3 is well",
-        )
+
+        def third() -> bool:
+            return len(self.answered.keys() - self.names.keys()) == 3
+
+        wait_until(third, PATIENCE, "a third question whether K2HR3 is well")
         self.tell("Role API", "is repaired", "yellow")
         self.api.fault = None
         self.show_log("K2HR3 is back", "yellow")
@@ -369,11 +327,7 @@ class Demo:
         left = psutil.Process().children(recursive=True)
         assert not left, f"still running: {left}"
         self.show("")
-        self.tell(
-            "",
-            "Four instances and all their members are gone. Nothing is left running.",
-            "bold",
-        )
+        self.tell("", "Four instances and all their members are gone. Nothing is left.", "bold")
 
 
 def interrupted(_number: int, _frame: object) -> None:
