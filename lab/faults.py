@@ -558,7 +558,7 @@ def closed_connections(stage: Stage) -> None:
 
 def wait_until_back(listener: ListenerProcess, times: int, lost: str) -> None:
     """Wait until a listener has lost its connection so many times, and has one again."""
-    listener.wait_for_log(lost, 30, times)
+    listener.wait_for_log(lost, 40, times)
     listener.wait_for_log("connected to the broker", 60, times + 1)
 
 
@@ -948,11 +948,13 @@ def few_descriptors(stage: Stage) -> None:
 
 def close_connections_of(stage: Stage, listener: ListenerProcess) -> None:
     """Have the broker close this listener's connections, nobody else's."""
-    ports = {each.laddr.port for each in psutil.Process(listener.process.pid).net_connections()}
+    found = psutil.Process(listener.process.pid).net_connections()
+    ports = [each.laddr.port for each in found if each.raddr and each.raddr[1] == stage.broker.port]
 
-    def own() -> list[str]:
+    def own() -> list[str]:  # some of them may not be known there yet
         open_ones = stage.broker.connections()
-        return [each["name"] for each in open_ones if each.get("peer_port") in ports]
+        names = [each["name"] for each in open_ones if each.get("peer_port") in ports]
+        return names if len(names) == len(ports) else []
 
     for name in wait_until(own, 20, "its connections"):
         stage.broker.close_connection(name)

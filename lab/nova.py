@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 KEYSTONE = "/identity"
@@ -43,30 +43,16 @@ class Fault:
     content_type: str = JSON
 
 
-@dataclass(frozen=True)
-class Server:
-    """A row of Nova's.
+class Server(NamedTuple):
+    """A row of Nova's: its status is its API's, the time of the last change UTC without zone."""
 
-    Args:
-        id: as Nova lists it.
-        status: of its API, as in `SOFT_DELETED`.
-        updated: time of the last change, in UTC without zone.
-    """
-
-    id: Any
+    id: str
     status: str
     updated: datetime
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is known of one request.
-
-    Args:
-        method: of the request line.
-        path: without the query.
-        query: each option with its values.
-    """
+class Request(NamedTuple):
+    """What is known of one request: of its query, each option with its values."""
 
     method: str
     path: str
@@ -133,11 +119,8 @@ class OpenStack:
     def of_nova(self) -> list[Request]:
         """The requests to Nova but those for version documents."""
         documents = (NOVA, f"{NOVA}/v2.1")
-        return [
-            each
-            for each in self.requests
-            if each.path.startswith(NOVA) and each.path.rstrip("/") not in documents
-        ]
+        own = [each for each in self.requests if each.path.startswith(NOVA)]
+        return [each for each in own if each.path.rstrip("/") not in documents]
 
     def add(self, status: str, count: int = 1, ago: timedelta = timedelta()) -> list[str]:
         """Add servers with this status, changed so long ago; returns their ids, newest first."""
@@ -189,11 +172,8 @@ class OpenStack:
             statuses = {"DELETED", "SOFT_DELETED"}
         else:
             statuses = {"ACTIVE"}
-        found = [
-            server
-            for server in sorted(self.servers, key=lambda server: server.updated, reverse=True)
-            if server.status in statuses and server.updated >= since
-        ]
+        newest_first = sorted(self.servers, key=lambda server: server.updated, reverse=True)
+        found = [each for each in newest_first if each.status in statuses and each.updated >= since]
         if "marker" in option:
             ids = [server.id for server in found]
             if option["marker"] not in ids:
@@ -203,30 +183,21 @@ class OpenStack:
         if "all_tenants" not in option:
             found = []
         page = found[: self.page_size]
-        answer: dict[str, Any] = {
-            "servers": [{"id": each.id, "name": "n", "links": [], **self.row} for each in page]
-        }
+        listed = [{"id": each.id, "name": "n", "links": [], **self.row} for each in page]
+        answer: dict[str, Any] = {"servers": listed}
         if len(page) == self.page_size:
             further = urlencode({**option, "marker": page[-1].id})
-            answer["servers_links"] = [
-                {"rel": "next", "href": f"{self.url}{SERVERS}?{further}"},
-            ]
+            href = f"{self.url}{SERVERS}?{further}"
+            answer["servers_links"] = [{"rel": "next", "href": href}]
         return 200, answer
 
     def documents(self) -> dict[str, Any]:
         """The version documents by path."""
-        v3 = {
-            "id": "v3.14",
-            "status": "stable",
-            "links": [{"rel": "self", "href": f"{self.auth_url}/v3/"}],
-        }
-        v2_1 = {
-            "id": "v2.1",
-            "status": "CURRENT",
-            "version": "2.100",
-            "min_version": "2.1",
-            "links": [{"rel": "self", "href": f"{self.url}{NOVA}/v2.1/"}],
-        }
+        links = [{"rel": "self", "href": f"{self.auth_url}/v3/"}]
+        v3 = {"id": "v3.14", "status": "stable", "links": links}
+        links = [{"rel": "self", "href": f"{self.url}{NOVA}/v2.1/"}]
+        versions = {"version": "2.100", "min_version": "2.1"}
+        v2_1 = {"id": "v2.1", "status": "CURRENT", "links": links, **versions}
         found: dict[str, Any] = {
             KEYSTONE: {"versions": {"values": [v3]}},
             f"{KEYSTONE}/v3": {"version": v3},
@@ -237,33 +208,21 @@ class OpenStack:
 
     def login(self) -> Any:
         """The body that comes with a token."""
-        now = datetime.now(timezone.utc)
+        now, form = datetime.now(timezone.utc), "%Y-%m-%dT%H:%M:%S.000000Z"
         domain = {"id": "default", "name": "Default"}
-        endpoint = {
-            "id": "endpoint",
-            "interface": "public",
-            "region": "RegionOne",
-            "region_id": "RegionOne",
-            "url": f"{self.url}{NOVA}/v2.1",
+        region = {"region": "RegionOne", "region_id": "RegionOne"}
+        endpoint = {"id": "endpoint", "interface": "public", "url": f"{self.url}{NOVA}/v2.1"}
+        service = {"id": "service", "type": self.catalog_type, "name": "nova"}
+        token = {
+            "methods": ["password"],
+            "issued_at": now.strftime(form),
+            "expires_at": (now + timedelta(hours=1)).strftime(form),
+            "user": {"id": "user", "name": self.user, "domain": domain},
+            "project": {"id": "project", "name": PROJECT, "domain": domain},
+            "roles": [{"id": "role", "name": "admin"}],
+            "catalog": [{**service, "endpoints": [{**endpoint, **region}]}],
         }
-        return {
-            "token": {
-                "methods": ["password"],
-                "issued_at": now.strftime("%Y-%m-%dT%H:%M:%S.000000Z"),
-                "expires_at": (now + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%S.000000Z"),
-                "user": {"id": "user", "name": self.user, "domain": domain},
-                "project": {"id": "project", "name": PROJECT, "domain": domain},
-                "roles": [{"id": "role", "name": "admin"}],
-                "catalog": [
-                    {
-                        "id": "service",
-                        "type": self.catalog_type,
-                        "name": "nova",
-                        "endpoints": [endpoint],
-                    }
-                ],
-            }
-        }
+        return {"token": token}
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -103,7 +103,7 @@ class Server:
     def stop(self) -> None:
         """Reset all connections and end the thread; harmless when stopped already."""
         if self._loop is not None and self._thread is not None:
-            self.refuse()
+            self._call(self._close)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop = self._thread = None
@@ -159,10 +159,14 @@ class Server:
             self._loop.add_reader(self._listening.fileno(), self._accept_one)
 
     def _refuse(self) -> None:
+        self._close()
+        self._listening = bound_socket(self.host, self.port)
+
+    def _close(self) -> None:
+        """Give the port up, and reset the open connections."""
         if self._loop is not None:
             self._loop.remove_reader(self._listening.fileno())
         self._listening.close()
-        self._listening = bound_socket(self.host, self.port)
         for task in list(self._opening):
             # One turn later: a task cancelled before its first step would leave its socket open.
             task.get_loop().call_soon(task.cancel)
@@ -238,8 +242,8 @@ class Proxy(Server):
     def _protocol(self) -> asyncio.BaseProtocol:
         return _Side(self, None)
 
-    def _refuse(self) -> None:
-        super()._refuse()
+    def _close(self) -> None:
+        super()._close()
         self._cut()
 
     def _cut(self) -> None:
