@@ -152,16 +152,6 @@ def test_permissions_and_policy_of_the_readme_are_enough(broker: Broker, api: Ro
         assert "403" not in listener.log
     policies = broker.ctl("list_queues", "name", "policy").splitlines()
     assert "k2hr3_osnl.retry\tk2hr3_osnl" in policies
-    # And the lines that uninstall leave no queue
-    for arguments in ctl_lines(OPERATIONS, "delete_queue") + ctl_lines(OPERATIONS, "clear_"):
-        broker.ctl(*arguments)
-    assert not [name for name in broker.queues() if name.startswith("k2hr3_osnl")]
-
-
-def test_the_policy_file_is_the_readmes_line() -> None:
-    script = (ROOT / "contrib" / "rabbitmq-policy.sh").read_text()
-    line = next(line for line in script.splitlines() if line.startswith("rabbitmqctl"))
-    assert line in README.splitlines()
 
 
 def test_the_embedding_example_runs(broker: Broker, api: RoleApi, tmp_path: Path) -> None:
