@@ -1605,8 +1605,9 @@ class Delivery:
     attempts: int = 0
     first_failure: float = 0.0  # epoch seconds
     last_failure: float = 0.0  # epoch seconds
-    due: float = 0.0  # monotonic: held until then
     received: float = 0.0  # monotonic
+    due: float = 0.0  # monotonic: not attempted before
+    copy_at: float = 0.0  # monotonic: its copy failed, and is not made again before
     verdict: Verdict | None = None
     reason: str = ""  # of the verdict
     is_doubtful: bool = False  # an attempt may have left a member behind, see DOUBTFUL_SECONDS
@@ -1923,15 +1924,16 @@ class Attempts:
     def submit(self, delivery: Delivery, now: float) -> None:
         """Add a delivery: to be attempted, or held until it is due; `now` is monotonic.
 
-        If a delivery already has a verdict, its copy has failed. A dead letter is copied again. Any
-        other is attempted again, or copied again while the breaker is open.
+        If a delivery already has a verdict, its copy has failed. A retry is then attempted if it is
+        due and the breaker is closed. All others are copied again.
         """
+        verdict = delivery.verdict
         with self._changed:
-            if delivery.due > now:
+            if (delivery.copy_at if verdict else delivery.due) > now:
                 self._held.append(delivery)
-            elif delivery.verdict in (DEAD_LETTER, DOUBTFUL):
-                self._results.append((delivery, Skipped(delivery.reason, delivery.verdict)))
-            elif self._breaker.open and (delivery.verdict or not delivery.retry):
+            elif verdict and (verdict is not RETRY or self._breaker.open or delivery.due > now):
+                self._results.append((delivery, Skipped(delivery.reason, verdict)))
+            elif self._breaker.open and not delivery.retry:
                 self._results.append((delivery, SKIP_IN_TROUBLE))
             elif delivery.retry:
                 self._retries.append(delivery)
@@ -1944,9 +1946,9 @@ class Attempts:
         with self._changed:
             self._is_woken = False
             is_overdue = self._fresh.is_overdue(now)  # before what was held comes back
-            due = [each for each in self._held if each.due <= now]
-            self._held = [each for each in self._held if each.due > now]
-            for delivery in due:
+            held = self._held
+            self._held = []
+            for delivery in held:
                 delivery.since = now
                 self.submit(delivery, now)
             if is_overdue:
@@ -2330,7 +2332,7 @@ class Listener:
     #: if fresh deletions wait for longer without a break, all that come move to the retry queue
     hold_seconds = 30.0
     remembered = 10_000  #: how many removed instances to remember, see `Attempts`
-    _moves_redelivered = True  # instead of attempting what the broker delivered before
+    _attempts_at_once = False  # retries that are not due, or that the broker delivered before
     exit_code = 0  #: of the process if a deadline, or a second signal, ends it
 
     def __init__(
@@ -2611,11 +2613,12 @@ class Listener:
         )
         if not self._read(delivery, ()):
             return
+        if not self._attempts_at_once:
+            delivery.due = now + self._seconds_until_due(delivery)
         # Its queue may drop it after some more returns. A copy starts at zero.
-        if self._moves_redelivered and number_header(properties, "x-delivery-count") > 1:
+        if not self._attempts_at_once and number_header(properties, "x-delivery-count") > 1:
             self._on_outcome(delivery, SKIP_REDELIVERED)
         else:
-            delivery.due = now + self._seconds_until_due(delivery)
             self._attempts.submit(delivery, now)
 
     def _read(self, delivery: Delivery, sources: tuple[Source, ...]) -> bool:
@@ -2710,6 +2713,7 @@ class Listener:
         self.counters["failed"] += 1
         delivery.last_failure = self._clock.time()
         delivery.first_failure = delivery.first_failure or delivery.last_failure
+        delivery.due = self._clock.monotonic() + self._seconds_until_due(delivery)
 
     def _log_attempt(self, delivery: Delivery, verdict: Verdict, attempted: Attempted) -> None:
         ips = printable(",".join(delivery.deletion.ips) or "all")
@@ -2750,7 +2754,7 @@ class Listener:
             now = self._clock.monotonic()
             # If its own copy failed it waits long: the message may be the problem. Others wait 1 s.
             is_own = copied is Copied.FAILED
-            delivery.due = now + (self.config.k2hr3.retry_interval_seconds if is_own else 1.0)
+            delivery.copy_at = now + (self.config.k2hr3.retry_interval_seconds if is_own else 1.0)
             self._attempts.submit(delivery, now)
             self._session.next_set_up = min(self._session.next_set_up, now + 5)  # is it missing?
 
@@ -3049,7 +3053,7 @@ class Drain(Listener):
     """
 
     exit_code = os.EX_TEMPFAIL
-    _moves_redelivered = False
+    _attempts_at_once = True
 
     def __init__(
         self,
@@ -3067,9 +3071,6 @@ class Drain(Listener):
         self._settled_at = clock.monotonic()  # when that changed
         self._retries_left: int | None = None  # None: not counted yet
         self._empty_looks = 0  # in a row
-
-    def _seconds_until_due(self, delivery: Delivery) -> float:
-        return 0.0
 
     def _may_retry(self) -> bool:
         return bool(self._retries_left) and super()._may_retry()

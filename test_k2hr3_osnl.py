@@ -2357,13 +2357,25 @@ def test_a_deletion_of_an_instance_that_was_removed_without_doubt_is_skipped(
 def test_what_is_held_is_submitted_when_it_is_due() -> None:
     workers = Workers()
     retry = workers.submit(retry=True, due=1010)
-    letter = workers.submit(due=1010, verdict=k2hr3_osnl.DEAD_LETTER, reason="x")
+    letter = workers.submit(copy_at=1010, verdict=k2hr3_osnl.DEAD_LETTER, reason="x")
 
     assert workers.collect().results == []
     assert workers.take() is None
     workers.now += 10
     assert workers.collect().results == [(letter, k2hr3_osnl.Skipped("x", k2hr3_osnl.DEAD_LETTER))]
     assert workers.take() is retry
+
+
+def test_a_failed_deletion_whose_copy_fails_is_copied_again_until_it_is_due() -> None:
+    workers = Workers()
+    failed = workers.submit(copy_at=1001, due=1004, verdict=k2hr3_osnl.RETRY, reason="503")
+    assert workers.collect().results == []
+    workers.now += 1
+    assert workers.collect().results == [(failed, k2hr3_osnl.Skipped("503", k2hr3_osnl.RETRY))]
+    assert workers.take() is None
+    workers.now += 3
+    workers.attempts.submit(failed, workers.now)
+    assert (workers.collect().results, workers.take()) == ([], failed)
 
 
 def test_the_deliveries_of_one_consumer_are_taken_back() -> None:

@@ -124,6 +124,7 @@ class World(Surroundings):
         self.probe_not_after = 0.0
         self.removed: set[str] = set()
         self.tries: Counter[Any] = Counter()  # of a delivery
+        self.failed_at: dict[Any, float] = {}  # a delivery's last attempt
         self.doubtful: set[Any] = set()  # deliveries of which K2HR3 may have kept a member
         self.doubtful_here: set[Any] = set()  # by an attempt of this program
         self.doubted: set[str] = set()  # their instances
@@ -397,6 +398,9 @@ class World(Surroundings):
         require(is_turn, f"two of {kind} in a row while others wait")
         self.last_take = (kind, both_wait)
         headers = job.properties.headers or {}
+        tries = headers.get("x-k2hr3-attempts", 0) * job.retry + self.tries[job]
+        again_at = self.failed_at.get(job, -math.inf) + min(2**tries, INTERVAL)
+        require(now >= again_at, "an attempt again, though only its copy had to be made again")
         if job.retry:
             self._check_due(job, headers)
         else:
@@ -458,6 +462,7 @@ class World(Surroundings):
                 self.removed.add(sent.cuk)
             return
         sent.failures += 1
+        self.failed_at[job] = self.clock.elapsed
         if answer.status != 431:
             self.failures += 3 if answer.timed_out or seconds > 5 else 1
 
