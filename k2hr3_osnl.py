@@ -2317,11 +2317,12 @@ class Listener:
     - being copied: the publisher has it, or has answered and it is not collected yet
     - finished: its tag is in `Consumer.finished`, and the next flush acks it
 
-    The thread that calls `run` owns the session and the counters, and only it changes a delivery.
-    The workers make attempts and the publisher makes copies; both only read a delivery. With the
-    listener's thread they share `Attempts`, the publisher's queue of copies and its counts of them,
-    and `_session`, to wake that thread. If a connection or a channel is lost, its deliveries are
-    forgotten, also those whose result is still to come: the broker delivers them again.
+    The listener's thread, which `run` starts, owns the session and the counters, and only it
+    changes a delivery. The workers make attempts and the publisher makes copies; both only read a
+    delivery. With the listener's thread they share `Attempts`, the publisher's queue of copies and
+    its counts of them, and `_session`, to wake that thread. If a connection or a channel is lost,
+    its deliveries are forgotten, also those whose result is still to come: the broker delivers them
+    again.
 
     :param endpoint: turns notifications into deletions
     :param connect: connects to the broker; called like the function `connect`
@@ -2333,7 +2334,7 @@ class Listener:
     hold_seconds = 30.0
     remembered = 10_000  #: how many removed instances to remember, see `Attempts`
     _attempts_at_once = False  # retries that are not due, or that the broker delivered before
-    exit_code = 0  #: of the process if a deadline, or a second signal, ends it
+    exit_code = 0  #: of the process if a second signal ends it
 
     def __init__(
         self,
@@ -2366,6 +2367,21 @@ class Listener:
         self._doubts = Doubts(self.remembered)
 
     def run(self) -> None:
+        """Listen until `stop` is called. Returns at most `timeout_seconds` + 1 s after that.
+
+        If the broker stalls, the thread that listens may not end in time. Then it is left behind.
+        """
+        listening = threading.Thread(target=self._listen, name="listener", daemon=True)
+        listening.start()
+        try:
+            while listening.is_alive() and not self._stopping.is_set():
+                self._stopping.wait(1)
+        finally:
+            self.stop()
+            listening.join(self.config.k2hr3.timeout_seconds + 1)
+            self._doubts.flush(math.inf)
+
+    def _listen(self) -> None:
         """Listen until `stop` is called. Reconnects after any broker failure."""
         self._publisher.start()
         for _ in range(self.config.k2hr3.concurrency):
@@ -3003,7 +3019,8 @@ def _obey_signals(signals: set[signal.Signals], listener: Listener) -> None:
             os._exit(listener.exit_code)
         else:
             is_stopping = True
-            _stop_in_time(listener)
+            notify_systemd("STOPPING=1")
+            listener.stop()
 
 
 def _reopen_log_files() -> None:
@@ -3012,16 +3029,6 @@ def _reopen_log_files() -> None:
             handler.close()  # the next record opens the file again
         except OSError as error:  # the disk is full; what was buffered is lost
             print(f"log_file: {error}", file=sys.stderr)
-
-
-def _stop_in_time(listener: Listener) -> None:
-    """Stop the listener, and end the process at a deadline. The broker delivers the rest again."""
-    notify_systemd("STOPPING=1")
-    listener.stop()
-    seconds = listener.config.k2hr3.timeout_seconds + 1
-    deadline = threading.Timer(seconds, os._exit, (listener.exit_code,))
-    deadline.daemon = True
-    deadline.start()
 
 
 # --- Commands ----------------------------------------------------------------------------------
