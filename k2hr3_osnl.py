@@ -778,10 +778,11 @@ def policy_command(config: Config) -> str:
     """Return a command that sets a policy of our own, since only one holds for each queue."""
     (host, *_) = parse_transport_url(config.sources[0].transport_url)
     virtual_host = "" if host.virtual_host == "/" else f"-p {shlex.quote(host.virtual_host)} "
-    pattern = shlex.quote(f"^{re.escape(config.queue)}")
+    pools = dict.fromkeys([config.queue, *(each.pool for each in config.sources if each.pool)])
+    pattern = "|".join(f"^{re.escape(pool)}" for pool in pools)
     return (
         f"rabbitmqctl set_policy {virtual_host}--priority 10 --apply-to queues k2hr3_osnl "
-        f'{pattern} \'{{"overflow":"reject-publish"}}\''
+        f'{shlex.quote(pattern)} \'{{"overflow":"reject-publish"}}\''
     )
 
 
@@ -1383,15 +1384,24 @@ def _retry_after_seconds(retry_after: str) -> float:
         return 0.0
 
 
-def try_delete(api: RoleApi, deletion: Deletion) -> RoleApiError | None:
-    """Make one attempt; return None, or the error if it failed."""
+class Attempted(NamedTuple):
+    """The outcome of an attempt; `error` is None if it succeeded."""
+
+    error: RoleApiError | None
+    seconds: float
+
+
+def make_attempt(api: RoleApi, deletion: Deletion) -> Attempted:
+    """Make one attempt. No error is raised, since it would end a worker thread."""
+    began = time.monotonic()
+    failure = None
     try:
         api.delete(deletion)
     except RoleApiError as error:
-        return error
-    except Exception as error:  # no unexpected error may end a worker thread
-        return RoleApiError(f"unexpected {error!r}")
-    return None
+        failure = error
+    except Exception as error:
+        failure = RoleApiError(f"unexpected {error!r}")
+    return Attempted(failure, time.monotonic() - began)
 
 
 @dataclass(frozen=True)
@@ -1422,14 +1432,15 @@ class Breaker:
         self._pause = 1.0
         self._probe_at = 0.0
 
-    def attempted(self, error: RoleApiError | None, seconds: float = 0.0) -> None:
+    def attempted(self, error: RoleApiError | None, seconds: float) -> None:
         """Count an attempt that took so many seconds.
 
-        A time-out, or a failure after 5 s, counts as three: it kept K2HR3 busy for long.
+        A time-out, or a failure after 5 s, counts as three: it kept K2HR3 busy for long. A
+        permanent error tells nothing about K2HR3.
         """
         if error is None:
             self.failures = 0
-        else:
+        elif not error.is_permanent:
             self.failures += 3 if error.timed_out or seconds > 5 else 1
 
     def seconds_to_probe(self, now: float) -> float:
@@ -1447,7 +1458,7 @@ class Breaker:
         """True if the next request must be a probe; `now` is monotonic."""
         return self.seconds_to_probe(now) == 0
 
-    def probed(self, error: RoleApiError | None, now: float, seconds: float = 0.0) -> None:
+    def probed(self, error: RoleApiError | None, now: float, seconds: float) -> None:
         """Close if the probe succeeded, else open; `now` is monotonic.
 
         :param seconds: how long the probe took. The next pause is at least as long: a probe may
@@ -1485,13 +1496,6 @@ RETRY = Verdict("not deleted", "retried", ".retry")
 #: Done, but a member may be left: a person has to look.
 DOUBTFUL = Verdict("deleted", "doubtful", ".dead_letter")
 DEAD_LETTER = Verdict("never deleted", "dead_letters", ".dead_letter")
-
-
-class Attempted(NamedTuple):
-    """The outcome of an attempt; `error` is None if it succeeded."""
-
-    error: RoleApiError | None
-    seconds: float
 
 
 class Skipped(NamedTuple):
@@ -1987,7 +1991,7 @@ class Attempts:
 
     # For the workers
 
-    def work(self, make_attempt: Callable[[Deletion], RoleApiError | None]) -> None:
+    def work(self, api: RoleApi) -> None:
         """Take jobs and make attempts for ever. This is the loop of a worker thread."""
         while True:
             with self._changed:
@@ -1995,10 +1999,8 @@ class Attempts:
                 while job is None:
                     self._changed.wait(self._seconds_to_wait(time.monotonic()))
                     job = self.take(time.monotonic())
-            began = time.monotonic()
-            error = make_attempt(job.deletion)
-            now = time.monotonic()
-            self.report(job, Attempted(error, now - began), now)
+            attempted = make_attempt(api, job.deletion)
+            self.report(job, attempted, time.monotonic())
 
     def take(self, now: float) -> Job | None:
         """Return the next job, None if there is none yet; `now` is monotonic."""
@@ -2013,18 +2015,18 @@ class Attempts:
     def report(self, job: Job, attempted: Attempted, now: float) -> None:
         """Add the result of a job; `now` is monotonic."""
         with self._changed:
-            error = attempted.error
+            error, seconds = attempted
             failures_before = self._breaker.failures
             if isinstance(job, Probe):
-                self._breaker.probed(error, now, attempted.seconds)
-            elif error is None or not error.is_permanent:
-                self._breaker.attempted(error, attempted.seconds)
+                self._breaker.probed(error, now, seconds)
+            else:
+                self._breaker.attempted(error, seconds)
             if self._breaker.open:
                 self._skip_fresh(SKIP_IN_TROUBLE)
             if failures_before and not self._breaker.failures:  # more jobs may run now
                 self._changed.notify_all()
             if isinstance(job, Delivery) and error is None:
-                self._remember(job, attempted.seconds)
+                self._remember(job, seconds)
             self._results.append((job, attempted))
             is_urgent = isinstance(job, Probe) or job.retry or error is not None
             if is_urgent or len(self._results) >= self._wake_at:
@@ -2385,7 +2387,7 @@ class Listener:
         """Listen until `stop` is called. Reconnects after any broker failure."""
         self._publisher.start()
         for _ in range(self.config.k2hr3.concurrency):
-            work = partial(self._attempts.work, partial(try_delete, self.role_api))
+            work = partial(self._attempts.work, self.role_api)
             threading.Thread(target=work, name="worker", daemon=True).start()
         rabbit = self.config.rabbit
         pause = rabbit.rabbit_retry_interval
@@ -2708,11 +2710,10 @@ class Listener:
 
     def _needs_copy(self, delivery: Delivery) -> bool:
         """Return False if the broker delivers it again anyway."""
-        if not delivery.consumer.is_open:
-            return False
-        if delivery.consumer.is_cancelled or not self._stopping.is_set():
-            return True
-        return delivery.is_doubtful and delivery.attempts > 0  # or the doubt would be forgotten
+        if delivery.is_doubtful and delivery.attempts:
+            return True  # or the doubt would be forgotten: it may have been made again meanwhile
+        consumer = delivery.consumer
+        return consumer.is_open and (consumer.is_cancelled or not self._stopping.is_set())
 
     def _count(self, delivery: Delivery, attempted: Attempted) -> None:
         """Note an attempt in its delivery."""
@@ -3734,13 +3735,13 @@ def _delete(api: RoleApi, breaker: Breaker, retries: int, deletion: Deletion) ->
         error = None
         if breaker.needs_probe:
             time.sleep(breaker.seconds_to_probe(time.monotonic()))
-            error = try_delete(api, Probe().deletion)
-            breaker.probed(error, time.monotonic())
+            error, seconds = make_attempt(api, Probe().deletion)
+            breaker.probed(error, time.monotonic(), seconds)
         elif number:
             time.sleep(1)
         if error is None:
-            error = try_delete(api, deletion)
-            breaker.attempted(error)
+            error, seconds = make_attempt(api, deletion)
+            breaker.attempted(error, seconds)
         if error is None:
             return
         if number == retries or error.is_permanent:

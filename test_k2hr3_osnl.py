@@ -1712,7 +1712,7 @@ def test_the_body_of_an_answer_is_not_decoded(api: RoleApi) -> None:
     for status in (200, 400):
         api.fault = Odd(status, {"Content-Encoding": "gzip, gzip"}, body)
         tracemalloc.start()
-        error = k2hr3_osnl.try_delete(role_api, INSTANCE)
+        error = k2hr3_osnl.make_attempt(role_api, INSTANCE).error
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert (error and error.status) == (None if status == 200 else 400)
@@ -1728,7 +1728,7 @@ def test_after_a_1xx_the_next_deletion_does_not_take_the_late_answer(
     role_api = client(api.url)
     api.fault = Interim(interim, 0.3, late)
 
-    error = k2hr3_osnl.try_delete(role_api, INSTANCE)
+    error = k2hr3_osnl.make_attempt(role_api, INSTANCE).error
 
     # Then the final answer was awaited, or the attempt failed
     status = error.status if error else 204
@@ -1736,7 +1736,7 @@ def test_after_a_1xx_the_next_deletion_does_not_take_the_late_answer(
     assert status in (204, 400) or (error and error.may_have_acted)
     # and whatever is asked next gets its own answer
     api.fault = Interim(100, 0.6, next_one)
-    error = k2hr3_osnl.try_delete(role_api, PORT)
+    error = k2hr3_osnl.make_attempt(role_api, PORT).error
     assert (error.status if error else 204) == next_one
 
 
@@ -2064,7 +2064,7 @@ def test_three_failures_in_a_row_or_one_timeout_ask_for_a_probe(
 ) -> None:
     breaker = Breaker(longest=60)
     for error in attempts:
-        breaker.attempted(error)
+        breaker.attempted(error, 0.1)
 
     assert breaker.wants_probe(now=1000) is probes
     assert breaker.open is False
@@ -2073,12 +2073,12 @@ def test_three_failures_in_a_row_or_one_timeout_ask_for_a_probe(
 def test_a_probe_that_succeeds_leaves_it_closed_and_counts_from_zero() -> None:
     breaker = Breaker(longest=60)
     for _ in range(3):
-        breaker.attempted(FAILS)
-    breaker.probed(None, now=1000)
+        breaker.attempted(FAILS, 0.1)
+    breaker.probed(None, now=1000, seconds=0.1)
 
     assert not breaker.open
-    breaker.attempted(FAILS)
-    breaker.attempted(FAILS)
+    breaker.attempted(FAILS, 0.1)
+    breaker.attempted(FAILS, 0.1)
     assert not breaker.wants_probe(now=1000)
 
 
@@ -2090,19 +2090,19 @@ def test_while_open_probes_follow_after_growing_jittered_pauses(
     longest: int, pauses: list[int]
 ) -> None:
     breaker, now = Breaker(longest), 1000.0
-    breaker.attempted(TIMES_OUT)
+    breaker.attempted(TIMES_OUT, 0.1)
     for pause in pauses:
-        breaker.probed(FAILS, now)
+        breaker.probed(FAILS, now, seconds=0.1)
         assert breaker.open
         assert not breaker.wants_probe(now + pause / 2)
         now += min(1.5 * pause, longest)
         assert breaker.wants_probe(now)
     # Then a success closes it, and the pauses begin anew
-    breaker.probed(None, now)
+    breaker.probed(None, now, seconds=0.1)
     assert not breaker.open
     assert not breaker.wants_probe(now)
-    breaker.attempted(TIMES_OUT)
-    breaker.probed(FAILS, now)
+    breaker.attempted(TIMES_OUT, 0.1)
+    breaker.probed(FAILS, now, seconds=0.1)
     assert breaker.wants_probe(now + 1.5)
 
 
@@ -2111,7 +2111,7 @@ def test_while_open_probes_follow_after_growing_jittered_pauses(
 )
 def test_retry_after_is_honoured_within_the_longest_pause(retry_after: float, due: float) -> None:
     breaker = Breaker(longest=30)
-    breaker.probed(RoleApiError("503", 503, retry_after=retry_after), now=1000)
+    breaker.probed(RoleApiError("503", 503, retry_after=retry_after), now=1000, seconds=0.1)
 
     assert not breaker.wants_probe(1000 + due / 2)
     assert breaker.wants_probe(1000 + due)
@@ -4625,6 +4625,15 @@ def test_delete_goes_on_when_a_k2hr3_in_trouble_is_well_again(api: RoleApi, comm
     repairing.join()
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert api.deleted >= set(instances)
+
+
+def test_a_slow_failure_counts_as_three_for_the_command_too(api: RoleApi) -> None:
+    api.fault = Status(503)
+    api.delay = 5.1
+    breaker = Breaker(60)
+    with pytest.raises(RoleApiError):
+        k2hr3_osnl._delete(client(api.url), breaker, 0, INSTANCE)
+    assert breaker.needs_probe
 
 
 # --- delete --queue -----------------------------------------------------------------------------

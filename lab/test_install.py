@@ -327,6 +327,11 @@ def test_the_policy_is_the_same_in_contrib_readme_and_log() -> None:
     assert line in (ROOT / "README.md").read_text().splitlines()
 
 
+def test_the_policy_names_the_pools_of_all_sources() -> None:
+    sources = tuple(Source(pool=pool) for pool in ("one", "", "two", "one"))
+    assert " '^one|^two' " in k2hr3_osnl.policy_command(Config(sources=sources))
+
+
 @pytest.mark.parametrize("pool", ["k2hr3_osnl", "o'pool.$1*"])
 @pytest.mark.parametrize("vhost", ["/", "neutron vhost"])
 def test_the_policy_keeps_those_of_others_away(broker: Broker, pool: str, vhost: str) -> None:

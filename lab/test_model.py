@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from lab.model import explore
-from lab.model_surroundings import QUEUE, RETRY
+from lab.model_broker import BAD
+from lab.model_surroundings import DEAD_LETTER, QUEUE, RETRY
 from lab.model_world import World
 
 
@@ -30,12 +31,12 @@ def test_no_history_breaks_a_rule() -> None:
     assert not report, report
 
 
-def plain_world(is_drain: bool = False) -> World:
-    """A world of one pool and one worker; queues are made, and nothing has failed yet."""
+def plain_world(is_drain: bool = False, workers: int = 1) -> World:
+    """A world of one pool; queues are made, and nothing has failed yet."""
     for seed in itertools.count():
         world = World(seed)
         k2hr3 = world.config.k2hr3
-        is_plain = world.inbox == [QUEUE] and k2hr3.concurrency == 1 and world.limit == 0
+        is_plain = world.inbox == [QUEUE] and k2hr3.concurrency == workers and world.limit == 0
         if is_plain and world.is_drain == is_drain:
             break
     world.is_api_down = False
@@ -90,3 +91,28 @@ def test_a_drain_does_not_believe_a_queue_without_leader() -> None:
 
     assert not world.listener.is_done
     world.settle()
+
+
+def test_a_doubt_is_told_though_the_deletion_was_made_again_meanwhile() -> None:
+    world = plain_world(workers=3)
+    world.send("port")
+    world.turn()
+    world.turn()
+    late, other, _ = world.workers
+    world._take(late)
+    body = late.job.body
+    world.lose_connection()
+    for _ in range(20):  # it comes again, and is made
+        world.clock.sleep(1)
+        world.turn()
+        world.publish()
+    world._take(other)
+    world._report(other)
+    world.turn()
+    assert world.sent[body].is_made
+    assert not world.broker.unacked()
+
+    world._report(late, BAD[2])
+    pass_time(world, 10)
+
+    assert [message.body for message in world.broker.queues[DEAD_LETTER].ready] == [body]
