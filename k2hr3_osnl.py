@@ -1602,7 +1602,7 @@ class Delivery:
     body: bytes
     properties: pika.BasicProperties
     queue: str  # the notification queue that it first came from
-    since: float  # monotonic: it waits for an attempt since then
+    since: float = 0.0  # monotonic: it waits for an attempt since then
     retry: bool = False  # it came from the retry queue
     deletion: Any = None  # the Deletion that it leads to, once it is read
     event: str = ""  # event type and message id, for the log
@@ -1616,6 +1616,13 @@ class Delivery:
     reason: str = ""  # of the verdict
     is_doubtful: bool = False  # an attempt may have left a member behind, see DOUBTFUL_SECONDS
     is_being_copied: bool = False
+
+    def read_headers(self) -> None:
+        """Read what the headers of a retry tell, see `copy_properties`."""
+        self.attempts = int(number_header(self.properties, "x-k2hr3-attempts"))
+        self.first_failure = number_header(self.properties, "x-k2hr3-first-failure")
+        self.last_failure = number_header(self.properties, "x-k2hr3-last-failure")
+        self.is_doubtful = "x-k2hr3-doubt" in (self.properties.headers or {})
 
     def finish(self) -> None:
         """Mark it, so that its consumer's next flush acks it."""
@@ -1832,25 +1839,18 @@ class Snapshot(NamedTuple):
     waiting: int
 
 
-class RecentSet:
+class RecentSet(OrderedDict[str, None]):
     """Remembers up to `size` texts. When it is full, it forgets the one that was added first."""
 
     def __init__(self, size: int) -> None:
+        super().__init__()
         self._size = size
-        self._texts: OrderedDict[str, None] = OrderedDict()  # the oldest first
-
-    def __contains__(self, text: str) -> bool:
-        return text in self._texts
 
     def add(self, text: str) -> None:
         """Add a text, and forget the oldest one if there are too many."""
-        self._texts[text] = None
-        if len(self._texts) > self._size:
-            self._texts.popitem(last=False)
-
-    def discard(self, text: str) -> None:
-        """Forget a text, if it is there."""
-        self._texts.pop(text, None)
+        self[text] = None
+        if len(self) > self._size:
+            self.popitem(last=False)
 
 
 class FreshQueue(Deque[Delivery]):
@@ -2156,34 +2156,18 @@ class Doubts:
     """
 
     def __init__(self, size: int) -> None:
-        self._begun = RecentSet(size)
-        self._told = RecentSet(size)
+        self.begun = RecentSet(size)  # an attempt may have left a member behind
+        self.told = RecentSet(size)  # there is a dead letter already
         self._minute_ends = 0.0  # monotonic
         self._count = 0  # in this minute
 
-    def begin(self, cuk: str) -> None:
-        """Remember that an attempt may have left a member of an instance behind."""
-        self._begun.add(cuk)
-
-    def is_begun(self, cuk: str) -> bool:
-        """Return True if an attempt may have left a member of an instance behind."""
-        return cuk in self._begun
-
-    def is_told(self, cuk: str) -> bool:
-        """Return True if there is a dead letter about an instance already."""
-        return cuk in self._told
-
     def tell(self, cuk: str, now: float) -> None:
         """Log that there is a dead letter about an instance; `now` is monotonic."""
-        self._told.add(cuk)
+        self.told.add(cuk)
         self.flush(now)
         self._count += 1
         if self._count <= 10:
             LOG.warning(f"dead letter instance={cuk}: {DOUBT}")
-
-    def forget(self, cuk: str) -> None:
-        """Forget a dead letter that may not have been published."""
-        self._told.discard(cuk)
 
     def flush(self, now: float) -> None:
         """When a minute is over, log how many were not logged; `now` is monotonic."""
@@ -2541,7 +2525,7 @@ class Listener:
         self._attempts.take_back(consumer)
         for delivery in consumer.unfinished.values():
             if delivery.verdict is DOUBTFUL:
-                self._doubts.forget(delivery.deletion.cuk)
+                self._doubts.told.pop(delivery.deletion.cuk, None)
 
     def _close_consumer(self, session: Session, consumer: Consumer) -> None:
         consumer.flush()
@@ -2593,17 +2577,8 @@ class Listener:
             self.counters[IGNORED.counter] += 1
             consumer.finished.append(method.delivery_tag)
             return
-        now = self._clock.monotonic()
-        delivery = Delivery(
-            consumer, method.delivery_tag, body, properties, subscription.queue, now
-        )
-        if not self._read(delivery, subscription.sources):
-            return
-        # Its queue may drop it after some more returns. A copy starts at zero.
-        if number_header(properties, "x-delivery-count"):
-            self._on_outcome(delivery, SKIP_REDELIVERED)
-        else:
-            self._attempts.submit(delivery, now)
+        delivery = Delivery(consumer, method.delivery_tag, body, properties, subscription.queue)
+        self._receive(delivery, subscription.sources)
 
     def _on_retry(
         self,
@@ -2613,39 +2588,32 @@ class Listener:
         properties: pika.BasicProperties,
         body: bytes,
     ) -> None:
-        now = self._clock.monotonic()
         assert self._session
         came_from = origin(self.config, self._session.subscriptions, properties)
-        delivery = Delivery(
-            consumer,
-            method.delivery_tag,
-            body,
-            properties,
-            came_from,
-            now,
-            retry=True,
-            attempts=int(number_header(properties, "x-k2hr3-attempts")),
-            first_failure=number_header(properties, "x-k2hr3-first-failure"),
-            last_failure=number_header(properties, "x-k2hr3-last-failure"),
-            is_doubtful="x-k2hr3-doubt" in (properties.headers or {}),
-        )
-        if not self._read(delivery, ()):
+        delivery = Delivery(consumer, method.delivery_tag, body, properties, came_from, retry=True)
+        delivery.read_headers()
+        self._receive(delivery, ())
+
+    def _receive(self, delivery: Delivery, sources: tuple[Source, ...]) -> None:
+        """Submit a delivery, or conclude it."""
+        now = self._clock.monotonic()
+        delivery.since = now
+        delivery.received = now
+        delivery.consumer.unfinished[delivery.delivery_tag] = delivery
+        if not self._read(delivery, sources):
             return
-        if not self._attempts_at_once:
+        is_patient = not (delivery.retry and self._attempts_at_once)
+        if delivery.retry and is_patient:
             delivery.due = now + self._seconds_until_due(delivery)
         # Its queue may drop it after some more returns. A copy starts at zero.
-        if not self._attempts_at_once and number_header(properties, "x-delivery-count") > 1:
+        returns = number_header(delivery.properties, "x-delivery-count")
+        if is_patient and returns > delivery.retry:
             self._on_outcome(delivery, SKIP_REDELIVERED)
         else:
             self._attempts.submit(delivery, now)
 
     def _read(self, delivery: Delivery, sources: tuple[Source, ...]) -> bool:
-        """Register a delivery and find its deletion.
-
-        If there is none, conclude the delivery and return False.
-        """
-        delivery.received = delivery.since
-        delivery.consumer.unfinished[delivery.delivery_tag] = delivery
+        """Find the deletion of a delivery. If there is none, conclude it and return False."""
         try:
             notification = decode(delivery.body, delivery.properties)
             message_id = notification.metadata["message_id"]
@@ -2703,7 +2671,7 @@ class Listener:
         verdict = decide(delivery, outcome, self.config.k2hr3.dead_letter_after_seconds)
         if isinstance(outcome, Attempted):
             self._log_attempt(delivery, verdict, outcome)
-            if verdict is DOUBTFUL and self._doubts.is_told(delivery.deletion.cuk):
+            if verdict is DOUBTFUL and delivery.deletion.cuk in self._doubts.told:
                 verdict = DONE  # one letter for an instance is enough
         if not verdict.copy_to or self._needs_copy(delivery):
             self._conclude(delivery, verdict, reason)
@@ -2721,8 +2689,8 @@ class Listener:
         delivery.attempts += 1
         is_slow = error is None and attempted.seconds > DOUBTFUL_SECONDS
         if is_slow or (error and error.may_have_acted):
-            self._doubts.begin(delivery.deletion.cuk)
-        delivery.is_doubtful |= self._doubts.is_begun(delivery.deletion.cuk)
+            self._doubts.begun.add(delivery.deletion.cuk)
+        delivery.is_doubtful |= delivery.deletion.cuk in self._doubts.begun
         if error is None:
             self.counters["succeeded"] += 1
             self.counters["last_success"] = int(self._clock.time())
