@@ -92,6 +92,7 @@ __all__ = [
     "RoleApiError",
 ]
 LOG = logging.getLogger("k2hr3_osnl")
+STARTED = time.monotonic()
 
 # --- Errors ------------------------------------------------------------------------------------
 
@@ -1007,25 +1008,19 @@ def accepts(source: Source, notification: Notification) -> bool:
     A value that is not a string never matches.
     https://docs.openstack.org/oslo.messaging/latest/reference/notification_listener.html
     """
-    return (
-        _matches(source.event_type, notification.event_type)
-        and _matches(source.publisher_id, notification.publisher_id)
-        and _all_match(source.context, notification.context)
-        and _all_match(source.metadata, notification.metadata)
-        and _all_match(source.payload, notification.payload)
-    )
+    pairs: list[tuple[Regex, Any]] = [
+        (source.event_type, notification.event_type),
+        (source.publisher_id, notification.publisher_id),
+    ]
+    for name in ("context", "metadata", "payload"):
+        values = getattr(notification, name)
+        for key, regex in getattr(source, name):
+            pairs.append((regex, values.get(key) if isinstance(values, dict) else None))
+    return all(_matches(regex, value) for regex, value in pairs)
 
 
 def _matches(regex: Regex, value: Any) -> bool:
     return regex is None or (isinstance(value, str) and regex.match(value) is not None)
-
-
-def _all_match(rules: Rules, values: Any) -> bool:
-    if not rules:
-        return True
-    return isinstance(values, dict) and all(
-        _matches(regex, values.get(key)) for key, regex in rules
-    )
 
 
 # --- Deletion ----------------------------------------------------------------------------------
@@ -1542,7 +1537,7 @@ def decide(delivery: Delivery, outcome: Attempted | Skipped, limit: float) -> Ve
 class Consumer:
     """A channel that consumes one queue, and its deliveries that are not acked yet.
 
-    :param on_message: called as on_message(consumer, channel, method, properties, body)
+    :param on_delivery: called with each delivery
     :raises amqp.ChannelClosedByBroker: the queue is missing or may not be read
     """
 
@@ -1551,9 +1546,10 @@ class Consumer:
         connection: pika.BlockingConnection,
         queue: str,
         prefetch: int,
-        on_message: Callable[..., None],
+        on_delivery: Callable[[Delivery], None],
     ) -> None:
         self.queue = queue
+        self._on_delivery = on_delivery
         self.is_cancelled = False  # by the broker
         self.is_evacuated = False  # its deliveries are on their way to the retry queue
         self.unfinished: dict[int, Delivery] = {}  # in the order of their delivery tags
@@ -1561,12 +1557,19 @@ class Consumer:
         self.channel = connection.channel()
         self.channel.basic_qos(prefetch_count=prefetch)
         self.channel.add_on_cancel_callback(self._on_cancel)
-        self.consumer_tag = self.channel.basic_consume(queue, partial(on_message, self))
+        self.consumer_tag = self.channel.basic_consume(queue, self._on_message)
 
     @property
     def is_open(self) -> bool:
         """True if deliveries can still be acked."""
         return bool(self.channel.is_open)
+
+    def _on_message(
+        self, _channel: Any, method: Any, properties: pika.BasicProperties, body: bytes
+    ) -> None:
+        delivery = Delivery(self, method.delivery_tag, body, properties, self.queue)
+        self.unfinished[delivery.delivery_tag] = delivery
+        self._on_delivery(delivery)
 
     def _on_cancel(self, _frame: Any) -> None:
         self.is_cancelled = True
@@ -1727,7 +1730,6 @@ class Publisher:
         self._copies_to: dict[str, CopyCounts] = {}
         self._connection: pika.BlockingConnection | None = None
         self._channel: Any = None
-        self._last_used = 0.0  # monotonic
 
     def start(self) -> None:
         """Start the thread."""
@@ -1756,8 +1758,6 @@ class Publisher:
         """
         delivery, queue, properties = self._copies.get(timeout=timeout)
         now = self._clock.monotonic()
-        if now - self._last_used > self.idle_seconds:  # nobody has sent heartbeats since
-            self._close()
         queue_pause = self.copies_to(queue).pause
         copied = Copied.PAUSED
         if now >= max(self._connection_pause.end, queue_pause.end):
@@ -1767,8 +1767,6 @@ class Publisher:
     def _publish(self, queue: str, body: bytes, properties: pika.BasicProperties) -> Copied:
         """Publish one copy."""
         counts = self.copies_to(queue)
-        begun_before = counts.begun
-        pauses = [self._connection_pause, counts.pause]
         began = self._clock.monotonic()
         was_open = self._channel is not None
         try:
@@ -1776,27 +1774,26 @@ class Publisher:
                 self._connection = self._connect(self._hosts)
                 self._channel = self._connection.channel()
                 self._channel.confirm_delivery()
-            self._last_used = self._clock.monotonic()
             counts.begun += 1
             self._channel.basic_publish("", queue, body, properties, mandatory=True)
         except (amqp.UnroutableError, amqp.NackError) as error:
-            counts.begun = begun_before
             self._connection_pause.seconds = 0  # the connection works
             self._begin_pause(counts.pause, queue, error)
-            return Copied.FAILED
         except Exception as error:
-            counts.begun = begun_before
             self._close()
             if was_open and self._clock.monotonic() - began < 1:  # it was lost before this copy
+                counts.begun = counts.confirmed
                 return self._publish(queue, body, properties)
             self._begin_pause(self._connection_pause, queue, error)
-            return Copied.FAILED
-        counts.confirmed += 1
-        if any(pause.seconds for pause in pauses):
-            LOG.info(f"copies to {queue} are made again")
-        for pause in pauses:
-            pause.seconds = 0
-        return Copied.CONFIRMED
+        else:
+            counts.confirmed += 1
+            for pause in (self._connection_pause, counts.pause):
+                if pause.seconds:
+                    LOG.info(f"copies to {queue} are made again")
+                pause.seconds = 0
+            return Copied.CONFIRMED
+        counts.begun = counts.confirmed
+        return Copied.FAILED
 
     def _begin_pause(self, pause: Pause, queue: str, error: Exception) -> None:
         """Begin a pause that is longer than the last one, and log it."""
@@ -2564,33 +2561,17 @@ class Listener:
 
     # Receive
 
-    def _on_notification(
-        self,
-        subscription: Subscription,
-        consumer: Consumer,
-        _channel: Any,
-        method: Any,
-        properties: pika.BasicProperties,
-        body: bytes,
-    ) -> None:
-        if subscription.skips(body, properties):
+    def _on_notification(self, subscription: Subscription, delivery: Delivery) -> None:
+        if subscription.skips(delivery.body, delivery.properties):
             self.counters[IGNORED.counter] += 1
-            consumer.finished.append(method.delivery_tag)
-            return
-        delivery = Delivery(consumer, method.delivery_tag, body, properties, subscription.queue)
-        self._receive(delivery, subscription.sources)
+            delivery.finish()
+        else:
+            self._receive(delivery, subscription.sources)
 
-    def _on_retry(
-        self,
-        consumer: Consumer,
-        _channel: Any,
-        method: Any,
-        properties: pika.BasicProperties,
-        body: bytes,
-    ) -> None:
+    def _on_retry(self, delivery: Delivery) -> None:
         assert self._session
-        came_from = origin(self.config, self._session.subscriptions, properties)
-        delivery = Delivery(consumer, method.delivery_tag, body, properties, came_from, retry=True)
+        delivery.retry = True
+        delivery.queue = origin(self.config, self._session.subscriptions, delivery.properties)
         delivery.read_headers()
         self._receive(delivery, ())
 
@@ -2599,15 +2580,16 @@ class Listener:
         now = self._clock.monotonic()
         delivery.since = now
         delivery.received = now
-        delivery.consumer.unfinished[delivery.delivery_tag] = delivery
         if not self._read(delivery, sources):
             return
-        is_patient = not (delivery.retry and self._attempts_at_once)
-        if delivery.retry and is_patient:
+        most_returns = 0.0
+        if delivery.retry:
+            most_returns = math.inf
+        if delivery.retry and not self._attempts_at_once:
+            most_returns = 1
             delivery.due = now + self._seconds_until_due(delivery)
         # Its queue may drop it after some more returns. A copy starts at zero.
-        returns = number_header(delivery.properties, "x-delivery-count")
-        if is_patient and returns > delivery.retry:
+        if number_header(delivery.properties, "x-delivery-count") > most_returns:
             self._on_outcome(delivery, SKIP_REDELIVERED)
         else:
             self._attempts.submit(delivery, now)
@@ -2800,8 +2782,8 @@ class Listener:
             is_there = self._ensure(session, each.queue, queue_type if each.bindings else "")
             yield is_there
             if is_there:
-                on_message = partial(self._on_notification, each)
-                yield self._consume(session, each.queue, self.config.rabbit.prefetch, on_message)
+                receive = partial(self._on_notification, each)
+                yield self._consume(session, each.queue, self.config.rabbit.prefetch, receive)
                 for exchange, routing_key in each.bindings:
                     yield self._bind(session, each.queue, exchange, routing_key)
         if has_retry_queue and self._may_retry():
@@ -2839,13 +2821,13 @@ class Listener:
         return self._report(f"exchange {exchange}, {routing_key}", needs, refused)
 
     def _consume(
-        self, session: Session, queue: str, prefetch: int, on_message: Callable[..., None]
+        self, session: Session, queue: str, prefetch: int, receive: Callable[[Delivery], None]
     ) -> bool:
         if session.consumer_of(queue):
             return True
         refused = None
         try:
-            consumer = Consumer(session.connection, queue, prefetch, on_message)
+            consumer = Consumer(session.connection, queue, prefetch, receive)
             session.consumers.append(consumer)
         except amqp.ChannelClosedByBroker as error:
             refused = error
@@ -3042,7 +3024,6 @@ class Drain(Listener):
         self.is_done = False
         self.is_bound = True  # to all exchanges
         self.is_left = False  # a retry came that was not counted
-        self._progress = Progress()
         self._settled = 0  # deliveries
         self._settled_at = clock.monotonic()  # when that changed
         self._retries_left: int | None = None  # None: not counted yet
@@ -3051,12 +3032,13 @@ class Drain(Listener):
     def _may_retry(self) -> bool:
         return bool(self._retries_left) and super()._may_retry()
 
-    def _on_retry(self, *arguments: Any) -> None:
+    def _on_retry(self, delivery: Delivery) -> None:
         if self._retries_left:
             self._retries_left -= 1
-            super()._on_retry(*arguments)
+            super()._on_retry(delivery)
         else:
-            self.is_left = True  # it stays unacked and goes back at the end
+            self.is_left = True
+            del delivery.consumer.unfinished[delivery.delivery_tag]  # it goes back at the end
 
     def _bind(self, session: Session, queue: str, exchange: str, routing_key: str) -> bool:
         is_bound = super()._bind(session, queue, exchange, routing_key)
@@ -3089,7 +3071,7 @@ class Drain(Listener):
         for each in session.subscriptions:
             left += inspect_queue(session.connection, each.queue).ready
         attempts = self.counters["succeeded"] + self.counters["failed"]
-        self._progress.show(attempts, left + (self._retries_left or 0))
+        show_progress(attempts, left + (self._retries_left or 0))
         # Twice: a message on its way is neither ready at the broker nor unfinished here.
         self._empty_looks = self._empty_looks + 1 if left == 0 else 0
         if self._empty_looks >= 2:
@@ -3116,21 +3098,12 @@ class Drain(Listener):
             self.stop()
 
 
-class Progress:
-    """Shows progress once a second if standard error is a terminal."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._next = self._begun
-
-    def show(self, done: int, left: int) -> None:
-        """Show how many are done and left, and the rate."""
-        now = time.monotonic()
-        if sys.stderr.isatty() and now >= self._next:
-            self._next = now + 1
-            rate = done / (now - self._begun + 0.001)
-            # the next line that is printed overwrites it
-            print(f"{done} done, {left} left, {rate:.0f}/s", end="\r", file=sys.stderr, flush=True)
+def show_progress(done: int, left: int) -> None:
+    """Show how many are done and left, and the rate, if standard error is a terminal."""
+    if sys.stderr.isatty():
+        rate = done / (time.monotonic() - STARTED)
+        # the next line that is printed overwrites it
+        print(f"{done} done, {left} left, {rate:.0f}/s", end="\r", file=sys.stderr, flush=True)
 
 
 #: The commands know the payloads of OpenStack only.
@@ -3544,13 +3517,12 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
     if arguments.instance:
         arguments.instance = Deletion(arguments.instance).cuk
     counts: Counter[str] = Counter()
-    progress = Progress()
     with open_connection(config) as connection:
         channel = connection.channel()
         count = ready_in(connection, config.queue + DEAD_LETTER.copy_to)
         for number in range(count):
             counts[_handle_letter(config, channel, arguments).partition(" (")[0]] += 1
-            progress.show(number + 1, count - number - 1)
+            show_progress(number + 1, count - number - 1)
     told = ", ".join(f"{count} {result}" for result, count in counts.items() if result)
     tell(told or "none", logging.INFO)
     return int("not moved" in counts)
@@ -3646,12 +3618,11 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
         else:
             make = partial(_delete, RoleApi(config.k2hr3), breaker, config.k2hr3.max_retries)
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        progress = Progress()
         while left and not breaker.open:
             if not _make(make, word, left[0]):
                 failed.append(left[0])
             left.popleft()
-            progress.show(total - len(left), len(left))
+            show_progress(total - len(left), len(left))
     failed += left
     if arguments.instance == "-":
         tell(f"{total - len(failed)} {word}, {len(failed)} not", logging.INFO)

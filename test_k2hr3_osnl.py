@@ -3104,8 +3104,9 @@ class Tray:
     """Deliveries of a queue taken by the listener's own `Consumer`, to be finished in any order."""
 
     def __init__(self, connection: pika.BlockingConnection, queue: str, count: int) -> None:
-        self.consumer = k2hr3_osnl.Consumer(connection, queue, 100, self._receive)
         self.deliveries: list[k2hr3_osnl.Delivery] = []
+        receive = self.deliveries.append
+        self.consumer = k2hr3_osnl.Consumer(connection, queue, 100, receive)
         while len(self.deliveries) < count:
             connection.process_data_events(1)
 

@@ -97,8 +97,6 @@ class World(Surroundings):
         self.attempts.collect = self._collect
         self.real_missing = self.listener._watch.missing
         self.listener._watch.missing = self._missing
-        if self.is_drain:
-            self.listener._progress.show = lambda *_: None
         self.sleepers: list[Worker] = []
         self.attempts._changed = Bell(self.sleepers)
         self.workers = [Worker() for _ in range(self.config.k2hr3.concurrency)]
@@ -124,6 +122,7 @@ class World(Surroundings):
         self.probe_not_after = 0.0
         self.removed: set[str] = set()
         self.tries: Counter[Any] = Counter()  # of a delivery
+        self.published_at = 0.0  # when the publisher last had a copy
         self.failed_at: dict[Any, float] = {}  # a delivery's last attempt
         self.doubtful: set[Any] = set()  # deliveries of which K2HR3 may have kept a member
         self.doubtful_here: set[Any] = set()  # by an attempt of this program
@@ -473,9 +472,10 @@ class World(Surroundings):
         now = self.clock.elapsed
         copies = self.publisher._copies.queue
         if not copies:
-            if self.publisher._connection and now > self.publisher._last_used + 5:
+            if self.publisher._connection and now > self.published_at + 5:
                 self.publisher._close()
             return
+        self.published_at = now
         delivery, target, properties = copies[0]
         self._check_copy(delivery, target, properties)
         self.publisher.publish_next(0)
