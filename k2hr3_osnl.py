@@ -1515,20 +1515,19 @@ SKIP_REDELIVERED = Skipped("the broker has delivered it before", RETRY)
 SKIP_CANCELLED = Skipped("the broker cancelled its consumer", RETRY)
 
 
-def decide(delivery: Delivery, outcome: Attempted | Skipped, limit: float) -> Verdict:
-    """Return the verdict on a deletion.
+def decide(delivery: Delivery, error: RoleApiError | None, limit: float) -> Verdict:
+    """Return the verdict on a deletion after an attempt.
 
     :param delivery: with the attempts so far, this one included
+    :param error: why the attempt failed; None if it succeeded
     :param limit: the setting `dead_letter_after_seconds`; 0 means no limit
     """
-    if isinstance(outcome, Skipped):
-        return outcome.verdict
-    if outcome.error is None:
+    if error is None:
         return DOUBTFUL if delivery.is_doubtful else DONE
     failing_seconds = delivery.last_failure - delivery.first_failure
     # another host's clock may have written first_failure wrong, so require three attempts
     is_over_limit = 0 < limit <= failing_seconds and delivery.attempts >= 3
-    return DEAD_LETTER if outcome.error.is_permanent or is_over_limit else RETRY
+    return DEAD_LETTER if error.is_permanent or is_over_limit else RETRY
 
 
 # --- Consumer and delivery ---------------------------------------------------------------------
@@ -1563,6 +1562,11 @@ class Consumer:
     def is_open(self) -> bool:
         """True if deliveries can still be acked."""
         return bool(self.channel.is_open)
+
+    @property
+    def is_copying(self) -> bool:
+        """True if copies of its deliveries are being made."""
+        return any(delivery.is_being_copied for delivery in self.unfinished.values())
 
     def _on_message(
         self, _channel: Any, method: Any, properties: pika.BasicProperties, body: bytes
@@ -1966,12 +1970,12 @@ class Attempts:
     def take_back(self, consumer: Consumer) -> list[Delivery]:
         """Remove and return the deliveries of one consumer that wait or are held."""
         with self._changed:
-            everything = [*self._fresh, *self._retries, *self._held]
+            taken = []
             for queue in (self._fresh, self._retries, self._held):
-                kept = [each for each in queue if each.consumer is not consumer]
-                queue.clear()
-                queue.extend(kept)
-        return [each for each in everything if each.consumer is consumer]
+                for delivery in [each for each in queue if each.consumer is consumer]:
+                    queue.remove(delivery)
+                    taken.append(delivery)
+            return taken
 
     def stop(self) -> None:
         """Give out no more jobs."""
@@ -2076,9 +2080,10 @@ class Subscription:
     """A notification queue to consume. It is ours if it has bindings, else it is the services'."""
 
     queue: str
-    sources: tuple[Source, ...]
-    bindings: tuple[tuple[str, str], ...]  # exchange, routing key
-    skip_cache: dict[bytes, bool]  # event type -> no source accepts it
+    sources: list[Source] = dataclasses.field(default_factory=list)
+    bindings: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # exchange, key
+    #: event type -> no source accepts it
+    skip_cache: dict[bytes, bool] = dataclasses.field(default_factory=dict)
 
     def skips(self, body: bytes, properties: pika.BasicProperties) -> bool:
         """Return True if a quick look shows that no source accepts the event."""
@@ -2098,19 +2103,16 @@ class Subscription:
 
 def subscriptions(config: Config, endpoint: Endpoint) -> list[Subscription]:
     """Return the queues to consume. Sources with the same queue share one consumer."""
-    sources: dict[str, list[Source]] = {}
-    bindings: dict[str, list[tuple[str, str]]] = {}
+    found: dict[str, Subscription] = {}
     for source in config.sources:
         for priority in endpoint.priorities():
-            key = f"{source.topic}.{priority}"
-            queue = source.pool or key
-            sources.setdefault(queue, []).append(source)
-            bindings.setdefault(queue, [])
+            routing_key = f"{source.topic}.{priority}"
+            queue = source.pool or routing_key
+            subscription = found.setdefault(queue, Subscription(queue))
+            subscription.sources.append(source)
             if source.pool:
-                bindings[queue].append((source.exchange, key))
-    return [
-        Subscription(queue, tuple(sources[queue]), tuple(bindings[queue]), {}) for queue in sources
-    ]
+                subscription.bindings.append((source.exchange, routing_key))
+    return list(found.values())
 
 
 def origin(config: Config, subscribed: list[Subscription], properties: pika.BasicProperties) -> str:
@@ -2118,9 +2120,9 @@ def origin(config: Config, subscribed: list[Subscription], properties: pika.Basi
 
     A stranger may have written the header. If it names no queue of ours, the retry queue counts.
     """
-    named = (properties.headers or {}).get("x-k2hr3-queue")
-    queues = (each.queue for each in subscribed)
-    return next((queue for queue in queues if queue == named), config.queue + RETRY.copy_to)
+    named: Any = (properties.headers or {}).get("x-k2hr3-queue")
+    is_ours = named in [each.queue for each in subscribed]
+    return str(named) if is_ours else config.queue + RETRY.copy_to
 
 
 class Troubles:
@@ -2482,22 +2484,16 @@ class Listener:
         self.on_tick()
 
     def _finish(self, session: Session) -> None:
-        """Let running attempts end and ack them. The broker delivers the rest to others.
-
-        Also wait for copies of doubtful deliveries, since only the copy records the doubt, and for
-        those of cancelled consumers, whose queue may be gone.
-        """
+        """Let running attempts and copies end, and ack. The broker delivers the rest to others."""
         for consumer in session.consumers:
             consumer.cancel()
-        self._collect()
-        while self._snapshot.running or any(
-            (delivery.is_doubtful or consumer.is_cancelled) and delivery.is_being_copied
-            for consumer in session.consumers
-            for delivery in consumer.unfinished.values()
-        ):
+        is_busy = True
+        while is_busy:
             session.connection.process_data_events(0.1)
             self._collect()
-        self._tend_consumers(session)
+            self._tend_consumers(session)
+            is_copying = any(consumer.is_copying for consumer in session.consumers)
+            is_busy = is_copying or self._snapshot.running > 0
         session.connection.close()
 
     def _tend_consumers(self, session: Session) -> None:
@@ -2555,7 +2551,7 @@ class Listener:
         consumer = session.consumer_of(self._queue_for(RETRY))
         if consumer is None or not consumer.is_open:
             return
-        if not any(delivery.is_being_copied for delivery in consumer.unfinished.values()):
+        if not consumer.is_copying:
             self._close_consumer(session, consumer)
             self._watch_retry_queue(session)  # what is copied from now on can be missed
 
@@ -2563,8 +2559,7 @@ class Listener:
 
     def _on_notification(self, subscription: Subscription, delivery: Delivery) -> None:
         if subscription.skips(delivery.body, delivery.properties):
-            self.counters[IGNORED.counter] += 1
-            delivery.finish()
+            self._settle(delivery, IGNORED)
         else:
             self._receive(delivery, subscription.sources)
 
@@ -2573,28 +2568,26 @@ class Listener:
         delivery.retry = True
         delivery.queue = origin(self.config, self._session.subscriptions, delivery.properties)
         delivery.read_headers()
-        self._receive(delivery, ())
+        self._receive(delivery, [])
 
-    def _receive(self, delivery: Delivery, sources: tuple[Source, ...]) -> None:
+    def _receive(self, delivery: Delivery, sources: list[Source]) -> None:
         """Submit a delivery, or conclude it."""
         now = self._clock.monotonic()
         delivery.since = now
         delivery.received = now
         if not self._read(delivery, sources):
             return
-        most_returns = 0.0
-        if delivery.retry:
-            most_returns = math.inf
         if delivery.retry and not self._attempts_at_once:
-            most_returns = 1
             delivery.due = now + self._seconds_until_due(delivery)
-        # Its queue may drop it after some more returns. A copy starts at zero.
-        if number_header(delivery.properties, "x-delivery-count") > most_returns:
-            self._on_outcome(delivery, SKIP_REDELIVERED)
+        returns = number_header(delivery.properties, "x-delivery-count")
+        if delivery.retry and (returns < 2 or self._attempts_at_once):
+            returns = 0
+        if returns:  # its queue may drop it after some more; a copy starts at zero
+            self._on_skipped(delivery, SKIP_REDELIVERED)
         else:
             self._attempts.submit(delivery, now)
 
-    def _read(self, delivery: Delivery, sources: tuple[Source, ...]) -> bool:
+    def _read(self, delivery: Delivery, sources: list[Source]) -> bool:
         """Find the deletion of a delivery. If there is none, conclude it and return False."""
         try:
             notification = decode(delivery.body, delivery.properties)
@@ -2628,10 +2621,12 @@ class Listener:
             if isinstance(job, Probe):
                 assert isinstance(outcome, Attempted)
                 self._on_probe(outcome.error)
-            elif isinstance(outcome, Copied):
-                self._on_copied(job, outcome)
+            elif isinstance(outcome, Attempted):
+                self._on_attempted(job, outcome)
+            elif isinstance(outcome, Skipped):
+                self._on_skipped(job, outcome)
             else:
-                self._on_outcome(job, outcome)
+                self._on_copied(job, outcome)
 
     def _on_probe(self, error: RoleApiError | None) -> None:
         if error:
@@ -2643,27 +2638,21 @@ class Listener:
         elif self._troubles.end("K2HR3", "K2HR3 is back") and self._session:
             self._session.next_set_up = 0.0  # consume the retry queue again
 
-    def _on_outcome(self, delivery: Delivery, outcome: Attempted | Skipped) -> None:
-        """Decide on a deletion that was attempted or skipped."""
-        if isinstance(outcome, Skipped):
-            reason = delivery.reason or outcome.reason
-        else:
-            self._count(delivery, outcome)
-            reason = str(outcome.error or DOUBT)
-        verdict = decide(delivery, outcome, self.config.k2hr3.dead_letter_after_seconds)
-        if isinstance(outcome, Attempted):
-            self._log_attempt(delivery, verdict, outcome)
-            if verdict is DOUBTFUL and delivery.deletion.cuk in self._doubts.told:
-                verdict = DONE  # one letter for an instance is enough
-        if not verdict.copy_to or self._needs_copy(delivery):
-            self._conclude(delivery, verdict, reason)
+    def _on_attempted(self, delivery: Delivery, attempted: Attempted) -> None:
+        self._count(delivery, attempted)
+        error = attempted.error
+        verdict = decide(delivery, error, self.config.k2hr3.dead_letter_after_seconds)
+        self._log_attempt(delivery, verdict, attempted)
+        if verdict is DOUBTFUL and delivery.deletion.cuk in self._doubts.told:
+            verdict = DONE  # one letter for an instance is enough
+        # The broker delivers it again if its channel is closed, but knows nothing of a doubt. With
+        # several workers it may have been made again meanwhile.
+        if delivery.consumer.is_open or delivery.is_doubtful or not verdict.copy_to:
+            self._conclude(delivery, verdict, str(error or DOUBT))
 
-    def _needs_copy(self, delivery: Delivery) -> bool:
-        """Return False if the broker delivers it again anyway."""
-        if delivery.is_doubtful and delivery.attempts:
-            return True  # or the doubt would be forgotten: it may have been made again meanwhile
-        consumer = delivery.consumer
-        return consumer.is_open and (consumer.is_cancelled or not self._stopping.is_set())
+    def _on_skipped(self, delivery: Delivery, skipped: Skipped) -> None:
+        if delivery.consumer.is_open:
+            self._conclude(delivery, skipped.verdict, delivery.reason or skipped.reason)
 
     def _count(self, delivery: Delivery, attempted: Attempted) -> None:
         """Note an attempt in its delivery."""
@@ -2706,15 +2695,17 @@ class Listener:
             delivery.is_being_copied = True
             self._publisher.copy(delivery, self._queue_for(verdict))
         else:
-            self.counters[verdict.counter] += 1
-            delivery.finish()
+            self._settle(delivery, verdict)
+
+    def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
+        self.counters[verdict.counter] += 1
+        delivery.finish()
 
     def _on_copied(self, delivery: Delivery, copied: Copied) -> None:
         delivery.is_being_copied = False
         if copied is Copied.CONFIRMED:
             assert delivery.verdict
-            self.counters[delivery.verdict.counter] += 1
-            delivery.finish()
+            self._settle(delivery, delivery.verdict)
         elif self._stopping.is_set():
             pass  # it comes again; to try for ever would not let the program end
         elif self._session and delivery.consumer.is_open:

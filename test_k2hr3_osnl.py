@@ -2134,11 +2134,6 @@ TOO_LONG = RoleApiError("431", 431)
         (Attempted(FAILS, 0.1), {"attempts": 2, "last_failure": 10}, 10, k2hr3_osnl.RETRY),
         (Attempted(TIMES_OUT, 60), {"attempts": 1}, 0, k2hr3_osnl.RETRY),
         (Attempted(TOO_LONG, 0.1), {"attempts": 1}, 0, k2hr3_osnl.DEAD_LETTER),
-        (k2hr3_osnl.SKIP_REMOVED, {}, 0, k2hr3_osnl.IGNORED),
-        (k2hr3_osnl.SKIP_IN_TROUBLE, {"attempts": 9, "last_failure": 10}, 1, k2hr3_osnl.RETRY),
-        (k2hr3_osnl.SKIP_LATE, {}, 0, k2hr3_osnl.RETRY),
-        (k2hr3_osnl.SKIP_REDELIVERED, {}, 0, k2hr3_osnl.RETRY),
-        (k2hr3_osnl.SKIP_CANCELLED, {}, 0, k2hr3_osnl.RETRY),
     ],
 )
 def test_an_outcome_leads_to_a_verdict(
@@ -2148,7 +2143,7 @@ def test_an_outcome_leads_to_a_verdict(
         cast(Any, None), 1, b"", pika.BasicProperties(), POOL, 0.0, **fields
     )
 
-    assert k2hr3_osnl.decide(delivery, outcome, limit) == verdict
+    assert k2hr3_osnl.decide(delivery, outcome.error, limit) == verdict
 
 
 def test_a_copy_keeps_what_the_sender_said_and_drops_what_would_harm() -> None:
