@@ -2026,8 +2026,9 @@ class Attempts:
                 self._skip_fresh(SKIP_IN_TROUBLE)
             if failures_before and not self._breaker.failures:  # more jobs may run now
                 self._changed.notify_all()
-            if isinstance(job, Delivery) and error is None:
-                self._remember(job, seconds)
+            is_certain = error is None and seconds <= DOUBTFUL_SECONDS
+            if isinstance(job, Delivery) and is_certain and not job.is_doubtful:
+                self._remember(job.deletion)
             self._results.append((job, attempted))
             is_urgent = isinstance(job, Probe) or job.retry or error is not None
             if is_urgent or len(self._results) >= self._wake_at:
@@ -2060,11 +2061,9 @@ class Attempts:
         seconds = self._breaker.seconds_to_probe(now)
         return None if seconds == math.inf else seconds
 
-    def _remember(self, delivery: Delivery, seconds: float) -> None:
-        """Remember an instance that was removed as a whole and without doubt."""
-        is_doubtful = delivery.is_doubtful or seconds > DOUBTFUL_SECONDS
-        if not delivery.deletion.ips and not is_doubtful:
-            self._removed.add(delivery.deletion.cuk)
+    def _remember(self, removed: Deletion) -> None:
+        if not removed.ips:  # the whole instance
+            self._removed.add(removed.cuk)
 
     def _wake_listener(self) -> None:
         if not self._is_woken:
@@ -2218,7 +2217,7 @@ class QueueWatch:
 class Session:
     """A connection to the broker and its consumers. Afterwards all that is unacked comes again.
 
-    Only the listener's thread uses it, except for `wake`.
+    Only the listener's thread uses it, except to be woken.
     """
 
     def __init__(
@@ -2230,15 +2229,12 @@ class Session:
         self.next_set_up = 0.0  # monotonic: when to look for missing queues and bindings again
         self.next_tick = 0.0  # monotonic
 
-    def wake(self) -> None:
-        """Have `process_data_events` return. Safe from any thread."""
-        with contextlib.suppress(Exception):  # if it is lost, the listener's thread will see that
-            self.connection.add_callback_threadsafe(lambda: None)
-
     def consumer_of(self, queue: str) -> Consumer | None:
         """Return the working consumer of a queue, or None."""
-        working = [each for each in self.consumers if not each.is_cancelled]
-        return next((each for each in working if each.queue == queue), None)
+        for consumer in self.consumers:
+            if consumer.queue == queue and not consumer.is_cancelled:
+                return consumer
+        return None
 
 
 #: The counters of `Listener.counters`, in the order of the log. `METRICS` has them, too.
@@ -2379,7 +2375,9 @@ class Listener:
                 with self._connected() as session:
                     self._set_up(session)
                     pause = rabbit.rabbit_retry_interval
-                    self._serve(session)
+                    while not self._stopping.is_set():
+                        self._loop_once(session)
+                    self._finish(session)
             except (amqp.AMQPError, OSError, Error) as error:
                 self._tell_of_broker(explain(error))
             except Exception:  # only `stop` ends the listener
@@ -2451,16 +2449,13 @@ class Listener:
             self.on_tick()
 
     def _wake(self) -> None:
+        """Have `process_data_events` return. Safe from any thread."""
         session = self._session
-        if session:
-            session.wake()
+        with contextlib.suppress(Exception):  # if it is lost, the listener's thread will see that
+            if session:
+                session.connection.add_callback_threadsafe(lambda: None)
 
     # While connected
-
-    def _serve(self, session: Session) -> None:
-        while not self._stopping.is_set():
-            self._loop_once(session)
-        self._finish(session)
 
     def _loop_once(self, session: Session) -> None:
         """Receive, collect results and decide, and ack."""
@@ -2471,17 +2466,13 @@ class Listener:
         now = self._clock.monotonic()
         if now >= session.next_tick:
             session.next_tick = now + 0.5
-            self._tick(session, now)
+            if now >= session.next_set_up:
+                self._set_up(session)
+            self._doubts.flush(now)
+            self.on_tick()
         if self._snapshot.in_trouble:
             self._leave_retry_queue(session)
         self._tend_consumers(session)
-
-    def _tick(self, session: Session, now: float) -> None:
-        """Do what is due by time."""
-        if now >= session.next_set_up:
-            self._set_up(session)
-        self._doubts.flush(now)
-        self.on_tick()
 
     def _finish(self, session: Session) -> None:
         """Let running attempts and copies end, and ack. The broker delivers the rest to others."""
