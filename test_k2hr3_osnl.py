@@ -2426,15 +2426,26 @@ def test_doubts_are_ten_lines_a_minute_and_then_their_number(
 ) -> None:
     doubts = k2hr3_osnl.Doubts(100)
     for number in range(15):
-        assert not doubts.is_told(f"instance-{number}")
+        assert f"instance-{number}" not in doubts.told
         doubts.tell(f"instance-{number}", 1000.0 + number)
-        assert doubts.is_told(f"instance-{number}")
+        assert f"instance-{number}" in doubts.told
     doubts.flush(1059.9)
     assert len(caplog.messages) == 10
     for now in (1060.1, 1061.0, 1200.0):
         doubts.flush(now)
     assert len(caplog.messages) == 11
     assert caplog.messages[-1].startswith("5 more dead letters: K2HR3 answered 204")
+
+
+def test_doubts_that_wait_for_their_minute_to_end_are_logged_at_a_stop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listener = k2hr3_osnl.Listener(Config())
+    for number in range(12):
+        listener._doubts.tell(f"instance-{number}", time.monotonic())
+    listener.stop()
+    listener.run()
+    assert caplog.messages[-1].startswith("2 more dead letters: K2HR3 answered 204")
 
 
 # --- Notifications in, deletions out -------------------------------------------------------------
@@ -3105,14 +3116,6 @@ class Tray:
         while len(self.deliveries) < count:
             connection.process_data_events(1)
 
-    def _receive(self, consumer: Any, _channel: Any, method: Any, *message: Any) -> None:
-        properties, body = message
-        delivery = k2hr3_osnl.Delivery(
-            consumer, method.delivery_tag, body, properties, queue="acks", since=0.0
-        )
-        consumer.unfinished[delivery.delivery_tag] = delivery
-        self.deliveries.append(delivery)
-
     def flush(self) -> None:
         """Ack, and wait until the broker has seen it."""
         self.consumer.flush()
@@ -3527,6 +3530,22 @@ def test_stops_while_a_copy_waits_on_a_stalled_connection(
             listener.wait_for_log(f"not deleted instance={second}")
             stops_in_time(listener, 2)
     nothing_lost(broker, api, expected)
+
+
+@pytest.mark.parametrize("heartbeat", [60, 0])
+def test_an_embedded_listener_stops_in_time_though_the_broker_stalls(
+    broker: Broker, api: RoleApi, tmp_path: Path, heartbeat: int
+) -> None:
+    declare_neutron(broker)
+    with Proxy(broker.port) as proxy:
+        sections = quick(broker.url(hosts=[f"127.0.0.1:{proxy.port}"]), api, timeout_seconds=2)
+        sections["oslo_messaging_rabbit"]["heartbeat_timeout_threshold"] = heartbeat
+        with Running(config_from(tmp_path / "ini", sections)) as running:
+            wait_for_binding(broker, POOL)
+            proxy.stall()
+            running.listener.stop()
+            running.thread.join(2 + 1 + SLACK)
+            assert not running.thread.is_alive()
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])
