@@ -3068,7 +3068,6 @@ def test_a_held_delivery_survives_30_reconnects(
         for _ in range(30):
             wait_until(lambda: broker.evaluate(HELD) == "2", 20, "both held")
             close_connections(broker)
-            wait_until(lambda: broker.evaluate(HELD) != "2", interval=0.01)
         wait_until(lambda: broker.evaluate(HELD) == "2", 20, "both held")
 
     # Then nothing was lost
@@ -3077,7 +3076,8 @@ def test_a_held_delivery_survives_30_reconnects(
     for queue in (POOL, RETRY):
         (message,) = broker.messages(queue)
         assert message.redelivered
-        assert not limit or headers(message)["x-delivery-count"] >= 30
+        # RabbitMQ 4 drops a message after 20 by default; a look may see what is held no more
+        assert not limit or headers(message)["x-delivery-count"] > 20
     assert CUK not in api.deleted
 
 
@@ -3293,11 +3293,19 @@ def make_pool_again(broker: Broker) -> None:
 
 
 def close_connections(broker: Broker) -> None:
-    # Not by the management API, which knows a connection only after some seconds.
-    broker.evaluate(
-        '[rabbit_networking:close_connection(P, "by a test")'
+    # Not by the management API, which knows a connection only after some seconds. One that ends
+    # by itself meanwhile is closed, too.
+    closed = broker.evaluate(
+        '[begin catch rabbit_networking:close_connection(P, "by a test"), P end'
         " || P <- rabbit_networking:connections()]"
     )
+
+    def still_there() -> set[str]:
+        connections = broker.evaluate("rabbit_networking:connections()")
+        return pids.intersection(re.findall(r"<[\d.]+>", connections))
+
+    pids = set(re.findall(r"<[\d.]+>", closed))
+    wait_until(lambda: not still_there(), 20, "the connections to be closed")
 
 
 @pytest.mark.parametrize(
