@@ -540,7 +540,8 @@ def _read_file(file: str, settings: Settings) -> None:
     )
     try:
         with open(file, encoding="utf-8-sig") as lines:
-            parser.read_file(lines)
+            # one section in any spelling, so that the last of duplicate keys wins
+            parser.read_file(line.lower() if line.startswith("[") else line for line in lines)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         # configparser's own text would quote the line, which may hold a password
         errors = getattr(error, "errors", None) or [(getattr(error, "lineno", 0), "")]

@@ -42,7 +42,7 @@ import pika
 import psutil
 import pytest
 import urllib3
-from hypothesis import HealthCheck, assume, given
+from hypothesis import HealthCheck, assume, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from oslo_config import cfg
@@ -626,6 +626,13 @@ LINES = st.tuples(
     deadline=None, database=None, max_examples=30, suppress_health_check=list(HealthCheck)
 )
 @given(lines=st.lists(LINES, min_size=1, max_size=6))
+@example(
+    lines=[
+        ((NOTIFICATIONS.upper(), "context", ""), "=", ""),
+        ((NOTIFICATIONS, "context", "a:b"), "=", ""),
+        ((NOTIFICATIONS.upper(), "context", ""), "=", ""),
+    ]
+)
 def test_every_file_that_oslo_config_takes_is_read_as_it_does(
     tmp_path: Path, lines: list[tuple[tuple[str, str, str], str, str]]
 ) -> None:
