@@ -622,6 +622,7 @@ LINES = st.tuples(
 )
 
 
+@pytest.mark.slow
 @hypothesis_settings(
     deadline=None, database=None, max_examples=30, suppress_health_check=list(HealthCheck)
 )
@@ -848,6 +849,7 @@ def test_every_option_has_its_wrong_value_above() -> None:
     assert options <= {(section, option) for section, option, *_ in WRONG_VALUES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["x", "(", "9", "\0", "\x1b[2J", "[:", f"{SECRET}@", "a:b,"])
 def test_a_long_or_odd_value_is_one_bounded_line(tmp_path: Path, value: str) -> None:
     said = []
@@ -1283,6 +1285,7 @@ def test_a_body_of_exactly_8_mib_is_read_and_one_byte_more_is_not(
         decode(compress(largest + b" "), properties(compression))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compressor", "compression"),
     [(zlib.compressobj(), GZIP), (bz2.BZ2Compressor(), BZ2)],
@@ -1347,6 +1350,7 @@ BODIES = bodies(None, "2.0", "2.3")
 OSLO_BODIES = bodies(None, "2.0")  # what oslo.messaging sends; it refuses a later minor version
 
 
+@pytest.mark.slow
 @thorough(300)
 @given(body=BODIES)
 def test_the_quick_look_never_differs_from_the_full_decode(body: bytes) -> None:
@@ -1424,6 +1428,7 @@ def test_the_five_rules_of_the_filter(rules: dict[str, str], accepted: bool) -> 
 ANY_VALUE = source_with(context="a:.*", payload="a:.*,uuid:.*")
 
 
+@pytest.mark.slow
 @thorough(150)
 @given(
     body=st.one_of(
@@ -1683,6 +1688,7 @@ def test_a_deletion_is_one_delete_with_exactly_this_query(
     assert api.members() == {other: {ADDRESS}, **({CUK: left} if left else {})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "odd",
     [
@@ -1726,6 +1732,7 @@ def test_the_body_of_an_answer_is_not_decoded(api: RoleApi) -> None:
         assert peak < 1_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interim", [100, 102, 103])
 @pytest.mark.parametrize(("late", "next_one"), [(204, 403), (403, 204)])
 def test_after_a_1xx_the_next_deletion_does_not_take_the_late_answer(
@@ -1811,6 +1818,7 @@ def test_retry_after_as_a_date(api: RoleApi) -> None:
     assert 50 < failure(client(api.url)).retry_after <= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "timed_out"),
     [(Reset(), False), (Hang(), True), (Slow(2), True), (Drip(0.05), True), (Drip(0.9), True)],
@@ -3759,6 +3767,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -3792,6 +3801,7 @@ def test_help_tells_options_commands_exit_codes_and_environment(command: Run) ->
         assert re.search(rf"^ +{name} +[A-Z]", done.stdout, re.M), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_each_command_with_an_example(command: Run, name: str) -> None:
     done = command(None, name, "--help")
@@ -3862,6 +3872,7 @@ def test_flags_win_over_the_settings_file(api: RoleApi, tmp_path: Path) -> None:
     assert " DEBUG " in text, "pika's"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "expected"), [("critical", set()), ("error", {"ERROR"}), ("info", {"ERROR", "INFO"})]
 )
@@ -3873,6 +3884,7 @@ def test_a_log_level_drops_what_is_below(api: RoleApi, level: str, expected: set
         assert set(re.findall(r"^[-\d]+ [:,\d]+ (\w+) ", listener.log, re.M)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(len(PLACES)), ids=PLACES)
 def test_without_c_the_first_settings_file_that_exists_is_read(command: Run, first: int) -> None:
     # Given the first of these files and all that come after it, in folders of our own
@@ -4574,6 +4586,7 @@ def test_delete_takes_an_instance_or_some_of_its_addresses_out(
     assert api.members().get(cuk, set()) == left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -4592,6 +4605,7 @@ def test_delete_refuses_what_is_no_instance_or_address(
     assert arguments[-1] in one_line(done.stderr) or code == 2
 
 
+@pytest.mark.slow
 def test_delete_prints_the_lines_that_failed_to_be_fed_in_again(api: RoleApi, command: Run) -> None:
     good, bad = cuks(4), cuks(2)
     api.refused_cuks = set(bad)
@@ -4640,6 +4654,7 @@ def test_delete_spares_a_k2hr3_in_trouble_and_prints_all_that_is_left(
     assert len(api.requests) < 20
 
 
+@pytest.mark.slow
 def test_delete_goes_on_when_a_k2hr3_in_trouble_is_well_again(api: RoleApi, command: Run) -> None:
     instances = cuks(20)
     api.fault = Status(503)
