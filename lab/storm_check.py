@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from lab.storm_faults import DEAD, NEED_NODES, POOL, RETRY
@@ -267,7 +268,8 @@ def one_at_a_time(history: History) -> Iterator[str]:
     """After a failure one request at a time, until the next success (DESIGN 3.3)."""
     for api in {each["api"] for each in history.all["request"]}:
         requests = [each for each in history.all["request"] if each["api"] == api]
-        ends = sorted((each["ended"], each["status"]) for each in requests if each["ended"])
+        ended = [(each["ended"], each["status"]) for each in requests if each["ended"]]
+        ends = sorted(ended, key=itemgetter(0))
         begins = [life.begun for life in history.processes if life.who == str(api)]
         resumed = [fault.ended for fault in history.faults if fault.name == "listener paused"]
         for each in requests:
@@ -322,12 +324,14 @@ def queue_does_not_wait(history: History) -> Iterator[str]:
 
 
 def stops_in_time(history: History) -> Iterator[str]:
-    """SIGTERM ends a listener within `timeout_seconds` + 1 s and with 0; nothing else ends one."""
+    """SIGTERM ends a listener within `timeout_seconds` + 1 s and with 0; nothing else ends one. One
+    that has not begun to listen ends by the signal."""
     for each in history.all["process"]:
         if each["how"] == "died":
             yield f"listener {each['who']} died at {each['t']} s: {each['code']}"
         is_late = each["seconds"] > history.settings["timeout"] + 1 + SLACK
-        if each["how"] == "stopped" and (each["code"] != 0 or is_late):
+        is_new = each["code"] == -15 and each["t"] < each["begun"] + 3 * SLACK
+        if each["how"] == "stopped" and (is_late or not (each["code"] == 0 or is_new)):
             yield f"listener {each['who']}: stopped with {each['code']} after {each['seconds']} s"
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
-from lab.broker import Broker
 from lab.role_api import (
     Blocked,
     CloseKeptAlive,
@@ -121,8 +120,9 @@ def api_fault(
 # --- The broker ----------------------------------------------------------------------------------
 
 
-def node(storm: Storm, which: int) -> Broker:
-    return storm.nodes[which % len(storm.nodes)]
+def on_node(action: str, storm: Storm, which: int) -> None:
+    """Call a method of a broker."""
+    getattr(storm.nodes[which % len(storm.nodes)], action)()
 
 
 def disk_alarm(limit: str, storm: Storm, _which: int) -> None:
@@ -139,10 +139,16 @@ def policy(definition: dict[str, Any], pattern: str, storm: Storm, _which: int) 
     storm.broker.policy("theirs", pattern, {**definition, "dead-letter-exchange": GRAVE})
 
 
+def no_policy(storm: Storm, _which: int) -> None:
+    """The end of it; what it discarded is not safe from a broker that is killed."""
+    storm.broker.delete_policies()
+    storm.wait(storm.now() + 1)
+    storm.note_found("grave", GRAVE)
+
+
 def their_policy(name: str, weight: int, definition: dict[str, Any], pattern: str = OURS) -> Fault:
-    end: Action = lambda storm, which: storm.broker.delete_policies()  # noqa: E731
     start = partial(policy, definition, pattern)
-    return Fault(f"policy {name}", weight, "policy", start, end, (3, 10))
+    return Fault(f"policy {name}", weight, "policy", start, no_policy, (3, 10))
 
 
 def close_connections(storm: Storm, _which: int) -> None:
@@ -164,8 +170,12 @@ def on_network(action: str, storm: Storm, which: int) -> None:
         getattr(proxy, action)()
 
 
-def listener(action: str, storm: Storm, which: int) -> None:
-    getattr(storm, action)(which % len(storm.parts.concurrency))
+def end_listener(kill: bool, storm: Storm, which: int) -> None:
+    storm.end(which % len(storm.listeners), kill)
+
+
+def start_listener(storm: Storm, which: int) -> None:
+    storm.start(which % len(storm.listeners))
 
 
 def send(number: signal.Signals, storm: Storm, which: int) -> None:
@@ -206,8 +216,8 @@ FAULTS: tuple[Fault, ...] = (
     api_fault("keeps, 403", 3, Kept(403), (1, 4)),
     api_fault("keeps, reset", 2, Kept(None), (1, 4)),
     api_fault("keeps, time-out", 2, Kept(204, 3.0), (4, 12)),
-    Fault("node stopped", 3, "node", lambda s, n: node(s, n).stop(), lambda s, n: s.start_node(n)),
-    Fault("node killed", 4, "node", lambda s, n: node(s, n).kill(), lambda s, n: s.start_node(n)),
+    Fault("node stopped", 3, "node", partial(on_node, "stop"), partial(on_node, "start")),
+    Fault("node killed", 4, "node", partial(on_node, "kill"), partial(on_node, "start")),
     Fault("memory alarm", 3, "alarm", partial(memory_alarm, True), partial(memory_alarm, False)),
     Fault(
         "disk alarm",
@@ -241,11 +251,11 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("network cut", 2, "network", partial(on_network, "cut"), seconds=(0, 0)),
     Fault(
-        "listener killed", 6, "listener", partial(listener, "kill"), partial(listener, "start"),
+        "listener killed", 6, "listener", partial(end_listener, True), start_listener,
         (0, 10),
     ),
     Fault(
-        "listener stopped", 5, "listener", partial(listener, "stop"), partial(listener, "start"),
+        "listener stopped", 5, "listener", partial(end_listener, False), start_listener,
         (0, 10),
     ),
     Fault(
