@@ -123,8 +123,17 @@ class Storm:
 
     @property
     def broker(self) -> Broker:
-        """A node that runs."""
-        return next(node for node in self.nodes if node.running)
+        """A node that runs, and is not about to start: Erlang evaluated in one would block it.
+
+        Raises:
+            LookupError: there is none.
+        """
+        with self.lock:
+            away = [each for each in self.active if BY_NAME[each.fault].touches == "node"]
+        for number, node in enumerate(self.nodes):
+            if node.running and not any(each.which % len(self.nodes) == number for each in away):
+                return node
+        raise LookupError("no node runs")
 
     def now(self, monotonic: float | None = None) -> float:
         """Seconds since the storm's begin."""
@@ -231,9 +240,7 @@ class Storm:
         for cuk in cuks:  # it prints those that failed
             failed = done.returncode and (cuk.encode() in done.stdout or not done.stdout)
             outcome = "unknown" if failed else "confirmed"
-            self.note(
-                "publish", id="", cuk=cuk, ips=None, expect="delete", outcome=outcome, begun=begun
-            )
+            self.note_publish("", cuk, None, "delete", outcome, begun)
         self.note_process(name, begun, "command", done.returncode)
 
     def delete_queue(self, queue: str) -> None:
@@ -254,6 +261,10 @@ class Storm:
         self.note("machine", cuk=cuk, life=life, addresses=addresses, living=living)
         return cuk
 
+    def note_publish(self, *values: object) -> None:
+        names = ("id", "cuk", "ips", "expect", "outcome", "begun")
+        self.note("publish", **dict(zip(names, values)))
+
     def publish(self) -> None:
         """Machines come, and notifications of them, until the storm is over."""
         chance, channel, number = random.Random(f"load {self.seed}"), None, 0
@@ -269,27 +280,24 @@ class Storm:
                 body, properties, expect = message(life, unique, exchange, event, payload, chance)
                 begun = self.now()
                 outcome, channel = self.deliver(channel, exchange, body, properties)
-                self.note(
-                    "publish",
-                    id=unique,
-                    cuk=cuk,
-                    ips=gone,
-                    expect="nothing" if gone == [] else expect,
-                    outcome=outcome,
-                    begun=begun,
-                )
+                expect = "nothing" if gone == [] else expect
+                if outcome:
+                    self.note_publish(unique, cuk, gone, expect, outcome, begun)
 
     def deliver(self, channel: Any, exchange: str, *message: Any) -> tuple[str, Any]:
-        """Publish; returns what came of it, and the channel if it can be used again."""
+        """Publish; returns what came of it, "" if it was not sent, and the channel if it works."""
         try:
             if channel is None:
                 channel = self.broker.amqp().channel()
                 channel.confirm_delivery()
+        except Exception:
+            return "", None
+        try:
             channel.basic_publish(exchange, KEYS[exchange], *message, mandatory=True)
             return "confirmed", channel
         except (amqp.UnroutableError, amqp.NackError):
             return "returned", channel
-        except (amqp.AMQPError, OSError, StopIteration):  # also if it was never sent
+        except (amqp.AMQPError, OSError):
             return "unknown", None
 
     # The run
@@ -333,14 +341,8 @@ class Storm:
             except Exception as error:  # the part may be away, by another fault
                 problems.append(f"{type(error).__name__}: {str(error)[:200]}")
             self.wait(until)
-        self.note(
-            "fault",
-            name=fault.name,
-            touches=fault.touches,
-            target=target(entry, len(self.listeners)),
-            begun=begun,
-            problems=problems,
-        )
+        hit = {"touches": fault.touches, "target": target(entry, len(self.listeners))}
+        self.note("fault", name=fault.name, **hit, begun=begun, problems=problems)
         with self.lock:
             self.active.remove(entry)
 
@@ -532,7 +534,7 @@ def judge(path: Path) -> Report:
         report = check(map(json.loads, lines))
     print("| " + " | ".join(report.row()) + " |", flush=True)
     for problem in report.problems:
-        print(f"BROKEN, seed {report.seed}: {problem}")
+        print(f"BROKEN, seed {report.figures['seed']}: {problem}")
     return report
 
 
@@ -548,11 +550,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     random_seed = secrets.randbelow(10**6)
     seeds = options.seed or ([*QUICK_SEEDS, random_seed] if options.quick else [random_seed])
     minutes = QUICK_MINUTES if options.quick else options.minutes
+    if not options.check:
+        print(f"seeds: {' '.join(map(str, seeds))}", flush=True)
     print("| " + " | ".join(COLUMNS) + " |\n|" + " ---: |" * len(COLUMNS), flush=True)
     runs = [partial(play, seed, minutes, options.keep) for seed in seeds]
     if options.check:
         runs = [partial(judge, options.check)]
-    broken = [report.seed for report in (run() for run in runs) if report.problems]
+    reports = [run() for run in runs]
+    broken = [report.figures["seed"] for report in reports if report.problems]
     said = f"BROKEN by seeds {broken}" if broken else f"{len(runs)} storms, no promise broken"
     print(f"verdict: {said}")
     return int(bool(broken))

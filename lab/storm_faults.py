@@ -6,13 +6,12 @@ that picks one of several parts. Faults overlap, but two that touch the same thi
 
 from __future__ import annotations
 
-import contextlib
 import random
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lab.role_api import (
     Blocked,
@@ -42,11 +41,10 @@ AT_ONCE = 3
 #: Seconds between a fault and the next one, on average, while there may be more.
 PAUSE = 3.0
 
+#: Seconds of a fault that is over at once.
+ONCE = (0.0, 0.0)
+
 Action = Callable[["Storm", int], object]
-
-
-def nothing(_storm: Storm, _which: int) -> None:
-    """Do nothing: a fault that is over at once has no end."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Fault:
     weight: int
     touches: str
     start: Action
-    end: Action = nothing
+    end: Action = lambda storm, which: None
     seconds: tuple[float, float] = (3, 20)
 
 
@@ -125,7 +123,7 @@ def on_node(action: str, storm: Storm, which: int) -> None:
     getattr(storm.nodes[which % len(storm.nodes)], action)()
 
 
-def disk_alarm(limit: str, storm: Storm, _which: int) -> None:
+def disk_alarm(limit: int, storm: Storm, _which: int) -> None:
     storm.broker.evaluate(f"rabbit_disk_monitor:set_disk_free_limit({limit})")
 
 
@@ -151,6 +149,14 @@ def their_policy(name: str, weight: int, definition: dict[str, Any], pattern: st
     return Fault(f"policy {name}", weight, "policy", start, no_policy, (3, 10))
 
 
+def take_permissions(storm: Storm, _which: int) -> None:
+    storm.broker.clear_permissions("guest")
+
+
+def give_permissions(storm: Storm, _which: int) -> None:
+    storm.broker.set_permissions("guest")
+
+
 def close_connections(storm: Storm, _which: int) -> None:
     for each in storm.broker.connections():
         if each.get("user") == "guest":
@@ -164,24 +170,35 @@ def delete_queue(queue: str, storm: Storm, _which: int) -> None:
 # --- Network, listener, commands -----------------------------------------------------------------
 
 
-def on_network(action: str, storm: Storm, which: int) -> None:
+def network(action: str) -> Action:
     """Call a method of each proxy between a listener and the broker's nodes."""
-    for proxy in storm.proxies[which % len(storm.proxies)]:
-        getattr(proxy, action)()
+
+    def act(storm: Storm, which: int) -> None:
+        for proxy in storm.proxies[which % len(storm.proxies)]:
+            getattr(proxy, action)()
+
+    return act
 
 
-def end_listener(kill: bool, storm: Storm, which: int) -> None:
-    storm.end(which % len(storm.listeners), kill)
+def kill(storm: Storm, which: int) -> None:
+    storm.end(which % len(storm.listeners), kill=True)
 
 
-def start_listener(storm: Storm, which: int) -> None:
+def stop(storm: Storm, which: int) -> None:
+    storm.end(which % len(storm.listeners), kill=False)
+
+
+def start(storm: Storm, which: int) -> None:
     storm.start(which % len(storm.listeners))
 
 
-def send(number: signal.Signals, storm: Storm, which: int) -> None:
-    listener = storm.listeners[which % len(storm.listeners)]
-    with contextlib.suppress(ProcessLookupError):
-        listener.process.send_signal(number)
+def send(number: signal.Signals) -> Action:
+    """Send a signal to a listener, if it runs."""
+
+    def act(storm: Storm, which: int) -> None:
+        storm.listeners[which % len(storm.listeners)].process.send_signal(number)
+
+    return act
 
 
 def step_clock(storm: Storm, which: int) -> None:
@@ -219,55 +236,30 @@ FAULTS: tuple[Fault, ...] = (
     Fault("node stopped", 3, "node", partial(on_node, "stop"), partial(on_node, "start")),
     Fault("node killed", 4, "node", partial(on_node, "kill"), partial(on_node, "start")),
     Fault("memory alarm", 3, "alarm", partial(memory_alarm, True), partial(memory_alarm, False)),
-    Fault(
-        "disk alarm",
-        2,
-        "alarm",
-        partial(disk_alarm, "1000000000000000"),
-        partial(disk_alarm, "1000000"),
-    ),
+    Fault("disk alarm", 2, "alarm", partial(disk_alarm, 10**15), partial(disk_alarm, 10**6)),
     their_policy("message-ttl", 1, {"message-ttl": 1500}),
     their_policy("message-ttl of retries", 1, {"message-ttl": 300}, RETRY),
     their_policy("max-length of retries", 1, {"max-length": 20}, RETRY),
     their_policy("reject-publish", 1, {"max-length": 5, "overflow": "reject-publish"}, RETRY),
     their_policy("reject letters", 1, {"max-length": 5, "overflow": "reject-publish"}, DEAD),
     their_policy("delivery-limit", 2, {"delivery-limit": 2}),
-    Fault(
-        "permissions taken",
-        3,
-        "permissions",
-        lambda storm, _: storm.broker.clear_permissions("guest"),
-        lambda storm, _: storm.broker.set_permissions("guest"),
-    ),
-    Fault("connections closed", 4, "connections", close_connections, seconds=(0, 0)),
-    Fault("pool deleted", 3, "queue", partial(delete_queue, POOL), seconds=(0, 0)),
-    Fault("retry queue deleted", 2, "queue", partial(delete_queue, RETRY), seconds=(0, 0)),
-    Fault("dead-letter queue deleted", 1, "queue", partial(delete_queue, DEAD), seconds=(0, 0)),
-    Fault(
-        "network stalled", 4, "network", partial(on_network, "stall"), partial(on_network, "resume")
-    ),
-    Fault(
-        "network down", 3, "network", partial(on_network, "refuse"), partial(on_network, "accept")
-    ),
-    Fault("network cut", 2, "network", partial(on_network, "cut"), seconds=(0, 0)),
-    Fault(
-        "listener killed", 6, "listener", partial(end_listener, True), start_listener,
-        (0, 10),
-    ),
-    Fault(
-        "listener stopped", 5, "listener", partial(end_listener, False), start_listener,
-        (0, 10),
-    ),
-    Fault(
-        "listener paused", 4, "listener", partial(send, signal.SIGSTOP),
-        partial(send, signal.SIGCONT), (2, 20),
-    ),
+    Fault("permissions taken", 3, "permissions", take_permissions, give_permissions),
+    Fault("connections closed", 4, "connections", close_connections, seconds=ONCE),
+    Fault("pool deleted", 3, "queue", partial(delete_queue, POOL), seconds=ONCE),
+    Fault("retry queue deleted", 2, "queue", partial(delete_queue, RETRY), seconds=ONCE),
+    Fault("dead-letter queue deleted", 1, "queue", partial(delete_queue, DEAD), seconds=ONCE),
+    Fault("network stalled", 4, "network", network("stall"), network("resume")),
+    Fault("network down", 3, "network", network("refuse"), network("accept")),
+    Fault("network cut", 2, "network", network("cut"), seconds=ONCE),
+    Fault("listener killed", 6, "listener", kill, start, (0, 10)),
+    Fault("listener stopped", 5, "listener", stop, start, (0, 10)),
+    Fault("listener paused", 4, "listener", send(signal.SIGSTOP), send(signal.SIGCONT)),
     Fault("clock stepped", 3, "listener", step_clock, clock_back),
-    Fault("drain", 4, "command", partial(command, "drain"), seconds=(0, 0)),
-    Fault("replay", 3, "command", partial(command, "dead-letters --replay"), seconds=(0, 0)),
-    Fault("list", 1, "command", partial(command, "dead-letters"), seconds=(0, 0)),
-    Fault("delete", 3, "command", partial(command, "delete --queue -"), seconds=(0, 0)),
-)  # fmt: skip
+    Fault("drain", 4, "command", partial(command, "drain"), seconds=ONCE),
+    Fault("replay", 3, "command", partial(command, "dead-letters --replay"), seconds=ONCE),
+    Fault("list", 1, "command", partial(command, "dead-letters"), seconds=ONCE),
+    Fault("delete", 3, "command", partial(command, "delete --queue -"), seconds=ONCE),
+)
 
 BY_NAME = {fault.name: fault for fault in FAULTS}
 
@@ -298,10 +290,8 @@ def schedule(seed: int, minutes: float) -> list[Planned]:
     now = 3.0
     while now < 60 * minutes:
         fault = chance.choices(FAULTS, [each.weight for each in FAULTS])[0]
-        entry = Planned(
-            now, min(now + chance.uniform(*fault.seconds), 60 * minutes), fault.name,
-            chance.randrange(12),
-        )  # fmt: skip
+        end = min(now + chance.uniform(*fault.seconds), 60 * minutes)
+        entry = Planned(now, end, fault.name, chance.randrange(12))
         under_way = [each for each in plan if each.end > now]
         if len(under_way) < AT_ONCE and not any(
             clash(entry, each, listeners) for each in under_way
@@ -322,7 +312,7 @@ def clash(one: Planned, other: Planned, listeners: int) -> bool:
     return "node" in touched and bool(touched & set(NEED_NODES))
 
 
-def target(entry: Planned, listeners: int) -> Union[int, None]:
+def target(entry: Planned, listeners: int) -> int | None:
     """Return the number of the listener that a fault hits; None for all, or for none of them."""
     touches = BY_NAME[entry.fault].touches
     if touches in OF_ONE or (touches == "api" and entry.which % 4 == 3):

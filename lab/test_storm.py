@@ -100,19 +100,14 @@ BROKEN: dict[str, list[dict[str, Any]]] = {
     "which lives": [*MADE, request(10, 11, cuk=ALIVE)],
     "before its notification": [*MADE, request(5, 6)],
     "unexpected: dead letter of": [*MADE, found("k2hr3_osnl.dead_letter", reason="no")],
-    "without a reason": [*MADE, found("k2hr3_osnl.dead_letter", ids=["malformed"])],
+    "reason ''": [*MADE, found("k2hr3_osnl.dead_letter", ids=["malformed"])],
     "not told: K2HR3 kept": KEPT,
     "was deleted at 90": [
         *MADE,
         event("deleted", 90, begun=89, queue=RETRY, left=0, unacked=0),
         event("log", 200, who="0", deleted=[], missing=0, odd=[]),
     ],
-    "two requests at once": [
-        *MADE,
-        request(20, 21, 503),
-        request(23, 25),
-        request(24, 26),
-    ],
+    "two requests at once": [*MADE, request(20, 21, 503), request(23, 25), request(24, 26)],
     "requests in an outage": [
         *MADE,
         fault("api 503", 50, 60),
