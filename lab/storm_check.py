@@ -153,8 +153,9 @@ def unseen(history: History, deleted: Event) -> int:
     when = deleted["t"]
     others = [
         fault
-        for fault in history.interruptions_in(when - RECOVERY, when + 15)
-        if not (fault.name.endswith("deleted") and fault.begun <= when <= fault.ended)  # itself
+        for fault in history.interruptions_in(when - 1, when + 15)
+        if fault.name not in ("replay", "list", "delete")  # they hold nothing
+        and not (fault.name.endswith("deleted") and fault.begun <= when <= fault.ended)  # itself
     ]
     came = sum(
         each["begun"] <= when and deleted["begun"] <= each["t"] for each in history.all["publish"]
