@@ -139,7 +139,12 @@ def doubt_was_interrupted(history: History, cuk: str) -> bool:
     """Tell if a process or a connection may have ended between the first doubtful attempt on an
     instance and the success after it: then nobody remembers the doubt."""
     requests = [each for each in history.all["request"] if each["cuk"] == cuk]
-    doubtful = [each["begun"] for each in requests if each["status"] in (None, 403)]
+    late = history.settings["timeout"]  # so long, or longer if the listener was paused
+    doubtful = [
+        each["begun"]
+        for each in requests
+        if each["status"] in (None, 403) or each["ended"] - each["begun"] > late
+    ]
     done = [each["ended"] for each in requests if each["status"] == 204]
     if not doubtful:
         return False

@@ -138,10 +138,12 @@ def policy(definition: dict[str, Any], pattern: str, storm: Storm, _which: int) 
 
 
 def no_policy(storm: Storm, _which: int) -> None:
-    """The end of it; what it discarded is not safe from a broker that is killed."""
-    storm.broker.delete_policies()
-    storm.wait(storm.now() + 1)
+    """The end of it. A message keeps the TTL that it came with, and what is discarded is not safe
+    from a broker that is killed: both are waited for."""
+    storm.broker.policy("theirs", OURS, {"dead-letter-exchange": GRAVE})
+    storm.wait(storm.now() + 3)
     storm.note_found("grave", GRAVE)
+    storm.broker.delete_policies()
 
 
 def their_policy(name: str, weight: int, definition: dict[str, Any], pattern: str = OURS) -> Fault:
