@@ -45,7 +45,18 @@ from lab.odd import ODD_HEADERS
 from lab.proxy import Proxy
 from lab.role_api import RoleApi
 from lab.storm_check import COLUMNS, Report, check
-from lab.storm_faults import BY_NAME, DEAD, GRAVE, POOL, RETRY, clash, parts, schedule, target
+from lab.storm_faults import (
+    BY_NAME,
+    DEAD,
+    GRAVE,
+    POOL,
+    RETRY,
+    clash,
+    no_policy,
+    parts,
+    schedule,
+    target,
+)
 
 #: The listeners' settings, seconds.
 TIMEOUT, INTERVAL = 2, 5
@@ -175,6 +186,7 @@ class Storm:
             kind = "quorum" if self.parts.nodes > 1 else "classic"
             channel.queue_declare(GRAVE, durable=True, arguments={"x-queue-type": kind})
             channel.queue_bind(GRAVE, GRAVE)
+        no_policy(self, 0)
         nodes = [node.address for node in self.nodes]
         write_settings(self.folder / "commands.ini", self.sections(-1, nodes, 1))
         (self.folder / "commands.log").touch()
@@ -356,7 +368,7 @@ class Storm:
                 node.start()
             node.evaluate("rabbit_disk_monitor:set_disk_free_limit(1000000)")
             node.alarm(False)
-        self.broker.delete_policies()
+        no_policy(self, 0)
         self.broker.set_permissions("guest")
         for api in self.apis:
             api.fault = None
@@ -402,8 +414,9 @@ class Storm:
 
     def write_down(self) -> None:
         """Write down what is in the queues and in K2HR3, its requests, and what the logs tell."""
-        for where, queue in (("left", POOL), ("left", RETRY), ("left", DEAD), ("grave", GRAVE)):
-            self.note_found(where, queue)
+        for queue in (POOL, RETRY, DEAD):
+            self.note_found("left", queue)
+        no_policy(self, 0)
         members = {cuk: sorted(ips) for cuk, ips in self.apis[0].members().items()}
         self.note("store", members=members, kept=sorted(self.apis[0].kept()))
         for number, api in enumerate(self.apis):
