@@ -37,7 +37,7 @@ import psutil
 from pika import exceptions as amqp
 
 from k2hr3_osnl import LenientConnection
-from lab import wait_until
+from lab import storm_faults, wait_until
 from lab.broker import Broker, cluster
 from lab.listener import PROGRAM, ListenerProcess, settings, write_settings
 from lab.notifier import CONTEXT, instance, noise, port
@@ -45,18 +45,7 @@ from lab.odd import ODD_HEADERS
 from lab.proxy import Proxy
 from lab.role_api import RoleApi
 from lab.storm_check import COLUMNS, Report, check
-from lab.storm_faults import (
-    BY_NAME,
-    DEAD,
-    GRAVE,
-    POOL,
-    RETRY,
-    clash,
-    no_policy,
-    parts,
-    schedule,
-    target,
-)
+from lab.storm_faults import BY_NAME, DEAD, GRAVE, POOL, RETRY, target
 
 #: The listeners' settings, seconds.
 TIMEOUT, INTERVAL = 2, 5
@@ -110,7 +99,8 @@ class Storm:
 
     def __init__(self, seed: int, minutes: float, folder: Path, stack: ExitStack) -> None:
         self.seed, self.minutes, self.folder = seed, minutes, folder
-        self.parts, self.plan = parts(seed), schedule(seed, minutes)
+        self.parts = storm_faults.parts(seed)
+        self.plan = storm_faults.schedule(seed, minutes)
         self.path = folder / "history.jsonl"
         self.file = stack.enter_context(self.path.open("w"))
         self.began = time.monotonic()
@@ -186,7 +176,7 @@ class Storm:
             kind = "quorum" if self.parts.nodes > 1 else "classic"
             channel.queue_declare(GRAVE, durable=True, arguments={"x-queue-type": kind})
             channel.queue_bind(GRAVE, GRAVE)
-        no_policy(self, 0)
+        storm_faults.no_policy(self, 0)
         nodes = [node.address for node in self.nodes]
         write_settings(self.folder / "commands.ini", self.sections(-1, nodes, 1))
         (self.folder / "commands.log").touch()
@@ -343,7 +333,7 @@ class Storm:
         fault, problems = BY_NAME[entry.fault], []
         self.wait(begin + entry.begin)
         with self.lock:  # one before it can last longer than planned, say until a broker is up
-            if any(clash(entry, each, len(self.listeners)) for each in self.active):
+            if any(storm_faults.clash(entry, each, len(self.listeners)) for each in self.active):
                 return
             self.active.append(entry)
         begun = self.now()
@@ -368,7 +358,7 @@ class Storm:
                 node.start()
             node.evaluate("rabbit_disk_monitor:set_disk_free_limit(1000000)")
             node.alarm(False)
-        no_policy(self, 0)
+        storm_faults.no_policy(self, 0)
         self.broker.set_permissions("guest")
         for api in self.apis:
             api.fault = None
@@ -416,7 +406,7 @@ class Storm:
         """Write down what is in the queues and in K2HR3, its requests, and what the logs tell."""
         for queue in (POOL, RETRY, DEAD):
             self.note_found("left", queue)
-        no_policy(self, 0)
+        storm_faults.no_policy(self, 0)
         members = {cuk: sorted(ips) for cuk, ips in self.apis[0].members().items()}
         self.note("store", members=members, kept=sorted(self.apis[0].kept()))
         for number, api in enumerate(self.apis):

@@ -13,19 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.role_api import (
-    Blocked,
-    CloseKeptAlive,
-    Drip,
-    Hang,
-    Interim,
-    Kept,
-    Reset,
-    RoleApi,
-    Slow,
-    Status,
-)
-from lab.role_api import Fault as ApiFault
+from lab import role_api
+from lab.role_api import RoleApi
 
 if TYPE_CHECKING:
     from lab.storm import Storm
@@ -93,7 +82,7 @@ def apis(storm: Storm, which: int) -> list[RoleApi]:
     return [storm.apis[which % len(storm.parts.concurrency)]] if which % 4 == 3 else storm.apis
 
 
-def set_fault(fault: ApiFault | None, storm: Storm, which: int) -> None:
+def set_fault(fault: role_api.Fault | None, storm: Storm, which: int) -> None:
     for api in apis(storm, which):
         api.fault = fault
 
@@ -109,7 +98,7 @@ def accept(storm: Storm, which: int) -> None:
 
 
 def api_fault(
-    name: str, weight: int, fault: ApiFault, seconds: tuple[float, float] = (3, 25)
+    name: str, weight: int, fault: role_api.Fault, seconds: tuple[float, float] = (3, 25)
 ) -> Fault:
     end = partial(set_fault, None)
     return Fault(f"api {name}", weight, "api", partial(set_fault, fault), end, seconds)
@@ -220,20 +209,20 @@ def command(name: str, storm: Storm, _which: int) -> None:
 
 FAULTS: tuple[Fault, ...] = (
     Fault("api down", 3, "api", refuse, accept, (3, 25)),
-    api_fault("503", 3, Status(503)),
-    api_fault("403", 2, Status(403)),
-    api_fault("429 with Retry-After", 1, Status(429, {"Retry-After": "3"})),
-    api_fault("blocked, 400", 2, Blocked(1.0)),
-    api_fault("slow", 3, Slow(0.6)),
-    api_fault("slower than the time-out", 2, Slow(2.5)),
-    api_fault("reset", 2, Reset()),
-    api_fault("hang", 3, Hang()),
-    api_fault("drip", 1, Drip(0.5)),
-    api_fault("closes kept-alive", 2, CloseKeptAlive(reset=True)),
-    api_fault("1xx", 1, Interim(102, 0.5)),
-    api_fault("keeps, 403", 3, Kept(403), (1, 4)),
-    api_fault("keeps, reset", 2, Kept(None), (1, 4)),
-    api_fault("keeps, time-out", 2, Kept(204, 3.0), (4, 12)),
+    api_fault("503", 3, role_api.Status(503)),
+    api_fault("403", 2, role_api.Status(403)),
+    api_fault("429 with Retry-After", 1, role_api.Status(429, {"Retry-After": "3"})),
+    api_fault("blocked, 400", 2, role_api.Blocked(1.0)),
+    api_fault("slow", 3, role_api.Slow(0.6)),
+    api_fault("slower than the time-out", 2, role_api.Slow(2.5)),
+    api_fault("reset", 2, role_api.Reset()),
+    api_fault("hang", 3, role_api.Hang()),
+    api_fault("drip", 1, role_api.Drip(0.5)),
+    api_fault("closes kept-alive", 2, role_api.CloseKeptAlive(reset=True)),
+    api_fault("1xx", 1, role_api.Interim(102, 0.5)),
+    api_fault("keeps, 403", 3, role_api.Kept(403), (1, 4)),
+    api_fault("keeps, reset", 2, role_api.Kept(None), (1, 4)),
+    api_fault("keeps, time-out", 2, role_api.Kept(204, 3.0), (4, 12)),
     Fault("node stopped", 3, "node", partial(on_node, "stop"), partial(on_node, "start")),
     Fault("node killed", 4, "node", partial(on_node, "kill"), partial(on_node, "start")),
     Fault("memory alarm", 3, "alarm", partial(memory_alarm, True), partial(memory_alarm, False)),
