@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from lab.storm_faults import DEAD, NEED_NODES, POOL, RETRY
+from lab.storm_faults import BY_NAME, DEAD, NEED_NODES, POOL, RETRY
 
 Event = Mapping[str, Any]
 
@@ -33,6 +33,10 @@ TO_FIND_OUT, PROBE_SECONDS = 14, 3.0
 
 #: Faults that can end a process or a connection in the middle of things.
 INTERRUPTIONS = ("listener", "network", "node", "command", *NEED_NODES)
+
+#: Those that end one, and those that keep a copy from being made.
+END_CONNECTIONS = ("listener", "network", "node", "connections", "permissions")
+HOLD_COPIES = ("alarm", "policy", "permissions", "node", "queue")
 
 #: What can become of a deletion.
 MADE, TOLD, FORGOTTEN = "made", "doubtful and told", "doubt forgotten in a crash"
@@ -97,7 +101,7 @@ class History:
         for each in self.all["fault"]:
             who = "" if each["target"] is None else str(each["target"])
             self.faults.append(Span(each["begun"], each["t"], each["name"], who))
-            if each["touches"] in INTERRUPTIONS:
+            if touches(self.faults[-1]) in INTERRUPTIONS:
                 self.interruptions.append(self.faults[-1])
         self.processes = [
             Span(each["begun"], each["t"], each["how"], each["who"]) for each in self.all["process"]
@@ -137,19 +141,28 @@ def fate(history: History, event: Event) -> str:
 
 def doubt_was_interrupted(history: History, cuk: str) -> bool:
     """Tell if a process or a connection may have ended between the first doubtful attempt on an
-    instance and the success after it: then nobody remembers the doubt."""
-    requests = [each for each in history.all["request"] if each["cuk"] == cuk]
+    instance and the letter that follows the next success: then nobody remembers the doubt."""
     late = history.settings["timeout"]  # so long, or longer if the listener was paused
+    requests = [each for each in history.all["request"] if each["cuk"] == cuk]
     doubtful = [
         each["begun"]
         for each in requests
         if each["status"] in (None, 403) or each["ended"] - each["begun"] > late
     ]
-    done = [each["ended"] for each in requests if each["status"] == 204]
     if not doubtful:
         return False
-    until = max(done, default=max(doubtful) + RECOVERY)
-    return bool(history.interruptions_in(min(doubtful) - 1, until + 1))
+    begun = min(doubtful)
+    done = [each["ended"] for each in requests if each["status"] == 204 and each["begun"] > begun]
+    told = min(done, default=begun + RECOVERY) + SLACK
+    if any(touches(each) in HOLD_COPIES for each in history.interruptions_in(begun, told)):
+        told += RECOVERY
+    ended = history.interruptions_in(begun - 1, told)
+    return any(touches(each) in END_CONNECTIONS or each.name == "drain" for each in ended)
+
+
+def touches(fault: Span) -> str:
+    """What a fault harms."""
+    return BY_NAME[fault.name].touches
 
 
 def unseen(history: History, deleted: Event) -> int:
