@@ -35,7 +35,7 @@ SMOKE = every_deletion_from_every_driver_is_made \
 	check_is_all_ok_where_a_listener_works dead_letters_are_replayed_to_where_they_came_from
 DEPENDENCIES = $(shell sed -n '/^\# dependencies/s/[^"]*\("[^]]*\).*/\1/p' k2hr3_osnl.py | tr -d ',')
 
-.PHONY: help demo unit test smoke mutants faults cloud bench lint matrix broker install uninstall clean
+.PHONY: help demo unit test smoke mutants faults storm cloud bench lint matrix broker install uninstall clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -91,6 +91,10 @@ mutants: $(VENV)/ready  ## Mistakes planted in the module, and which rule of the
 faults: $(VENV)/ready $(PREDECESSOR)/ready $(BROKER)  ## The fault table; QUICK=1: a short one; ROW=name: one
 	@$(BIN)/python -m lab.faults $(if $(QUICK),--quick) $(ROW)
 
+storm: $(VENV)/ready $(BROKER)  ## Faults that overlap, by a seed: SEED=n MINUTES=m; QUICK=1: a short form
+	@$(BIN)/python -m lab.storm $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED)) \
+		$(if $(MINUTES),--minutes $(MINUTES))
+
 cloud: $(VENV)/ready $(CLOUD)/ready  ## Servers of a real OpenStack come and go; QUICK=1: a short one
 	@lab/provide.sh mariadb-server-core mariadb-client-core
 	@$(BIN)/python -m lab.cloud $(if $(QUICK),--quick)
@@ -115,7 +119,7 @@ matrix: $(VENV)/ready $(RELEASES:%=.brokers/%/ready)  ## The tests that depend o
 		PYTHONPATH=$$(echo $(CURDIR)/$(VENV)/lib/python3.*/site-packages) .brokers/$$release/run \
 		/usr/bin/python3 -m tox -c .tox.ini run -q -e debian --workdir .venv-matrix/$$release || exit 1; done
 
-broker: $(or $(BROKER),$(RELEASES:%=.brokers/%/ready))  ## RELEASE=trixie|sid: that Debian's RabbitMQ; so have demo, test, faults, bench
+broker: $(or $(BROKER),$(RELEASES:%=.brokers/%/ready))  ## RELEASE=trixie|sid: that Debian's RabbitMQ; so have demo, test, faults, storm, bench
 
 install:  ## PREFIX=/usr/local DESTDIR=: k2hr3-osnl, its settings (kept if there), unit files and user
 	install -D -m 755 k2hr3_osnl.py $(INSTALLED)/bin/k2hr3-osnl

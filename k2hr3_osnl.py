@@ -2780,6 +2780,9 @@ class Listener:
     def _ensure(self, session: Session, queue: str, create: str) -> bool:
         is_known = queue in self._watch.ready
         state = inspect_queue(session.connection, queue)
+        consumer = session.consumer_of(queue)
+        if state.refused and consumer:  # a broker short of time deletes a queue and tells nobody
+            consumer.is_cancelled = True
         refused = state.refused and ensure_queue(session.connection, queue, create)
         if refused is None:
             self._watch.ready[queue] = state.ready

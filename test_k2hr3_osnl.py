@@ -3410,6 +3410,31 @@ def test_recovers_from_a_deleted_retry_queue(
     assert all(re.search(word, line) for word, line in zip(words, lines)), lines
 
 
+#: Erlang that deletes a queue as a broker does that is short of time: no consumer is told.
+DELETE_UNTOLD = """
+Name = rabbit_misc:r(<<"/">>, queue, <<"k2hr3_osnl">>),
+case erlang:function_exported(rabbit_db_queue, delete, 2) of
+    true -> rabbit_db_queue:delete(Name, normal);
+    false -> rabbit_amqqueue:internal_delete(Name, <<"lab">>)
+end"""
+
+
+def test_recovers_from_a_deleted_queue_whose_consumer_was_not_cancelled(
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
+) -> None:
+    [cuk] = cuks(1)
+    with listening(quick(broker.url(), api)) as listener:
+        # Given a consumer of a queue that is there no more, which nobody tells
+        wait_until(lambda: broker.queue(POOL).get("consumers"))
+        broker.evaluate(DELETE_UNTOLD)
+        # When the listener looks, as each 30 s
+        listener.wait_for_log("was deleted, with all that it held.*set_policy", 45)
+        # Then it consumes the new queue
+        neutron(cuk)
+        all_done(broker, api, [cuk])
+    broker.kill()  # with the process of the old queue
+
+
 def test_recovers_from_an_exchange_deleted_and_made_again(broker: Broker, api: RoleApi) -> None:
     first, second = cuks(2)
     bound = [("neutron", "notifications.info")]
