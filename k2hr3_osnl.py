@@ -545,9 +545,10 @@ def _read_file(file: str, settings: Settings) -> None:
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         # configparser's own text would quote the line, which may hold a password
         errors = getattr(error, "errors", None) or [(getattr(error, "lineno", 0), "")]
-        what = f"line {errors[0][0]} is not an option = value" if errors[0][0] else str(error)
+        what = f"line {errors[0][0]} is not an option = value" if errors[0][0] else error
         raise ConfigError(
-            f"{file}: {what}: expected a text file of [section] and option = value"
+            f"{file}: {getattr(what, 'strerror', None) or what}: expected a text file of [section] "
+            "and option = value"
         ) from None
     for name in parser.sections():
         section = "DEFAULT" if name.upper() == "DEFAULT" else name.lower()
@@ -795,12 +796,20 @@ def close_quietly(connection: pika.BlockingConnection | None) -> None:
             connection.close()
 
 
+#: What to check if an exchange is missing.
+NO_EXCHANGE = (
+    "the service makes it with its first notification: check its control_exchange, and that its "
+    "driver is messagingv2"
+)
+
+
 def explain(error: BaseException | None) -> str:
     """Describe an error, mostly one of pika's, in one line: what came back and what to check."""
     if isinstance(error, (amqp.ProbableAuthenticationError, amqp.ProbableAccessDeniedError)):
         return f"refused: check user, password and virtual host of transport_url ({error})"
     if isinstance(error, (amqp.ConnectionClosed, amqp.ChannelClosed)):
-        return f"{error.reply_code} {error.reply_text!s}"
+        text = f"{error.reply_code} {error.reply_text!s}"
+        return f"{text}; {NO_EXCHANGE}" if "no exchange" in text else text
     if isinstance(error, Error):
         return str(error)
     return printable(repr(error))
@@ -1362,7 +1371,7 @@ class RoleApi:
         # K2HR3 may close an idle connection just when a request comes; that is no sign of anything
         was_idle = "RemoteDisconnected" in repr(error) and seconds < 1
         # without urllib3's names of its own objects
-        text = re.sub(r"<[^>]*>: |HTTPS?Connection\w*\([^)]*\): ", "", str(error))
+        text = re.sub(r"<[^>]*>: |\w*Connection\w*\([^)]*\): ", "", str(error))
         return RoleApiError(
             f"{self._request}: {type(error).__name__}: {printable(text)}",
             timed_out=timed_out and not isinstance(error, urllib3.exceptions.NewConnectionError),
@@ -3289,10 +3298,7 @@ def _check_broker(config: Config) -> Iterator[Row]:
             declare = partial(BlockingChannel.exchange_declare, exchange=exchange, passive=True)
             refused = refusal(connection, declare)
             if refused:
-                hint = (
-                    f"{BY_SERVICE}: check its control_exchange, and that its driver is messagingv2"
-                )
-                yield "fail", f"exchange {exchange}", f"{explain(refused)}; {hint}"
+                yield "fail", f"exchange {exchange}", explain(refused)
             else:
                 yield "ok", f"exchange {exchange}", "there"
         for each in subscriptions(config, ENDPOINT):
@@ -3367,6 +3373,8 @@ def dump(config: Config, arguments: argparse.Namespace) -> int:
 
     It has a temporary queue of its own, so a running listener loses nothing. Ctrl-C ends it.
     """
+    if arguments.count is not None and not 0 < arguments.count <= sys.maxsize:
+        raise UsageError("dump: --count: expected a whole number from 1 on")
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # pika can't be interrupted in a request
     with open_connection(config) as connection:
         channel = connection.channel()
@@ -3465,13 +3473,14 @@ def emit(config: Config, arguments: argparse.Namespace) -> int:
     what = f"{sample.event_type} of {sample.publisher_id}"
     source = next((each for each in config.sources if accepts(each, sample)), None)
     if source is None:
-        raise Error(f"no source of the settings accepts {what}")
+        section = f"[{NOTIFICATIONS}:{arguments.pattern}]"
+        raise Error(f"no source of the settings accepts {what}: add {section}, or see its options")
     with open_connection(config) as connection:
         publish(connection, source.exchange, f"{source.topic}.info", body, properties)
     print(
         f"published {what} to exchange {source.exchange}\n"
         f"It has arrived when the listener logs: deleted instance={deletion.cuk}\n"
-        "If that line does not come within seconds, run check, and dump before the next emit."
+        "If that line does not come within seconds: run check; then run dump, and emit beside it."
     )
     return 0
 
@@ -3706,7 +3715,7 @@ COMMANDS = {
     "dump": Command(
         dump,
         "k2hr3_osnl.py dump | jq .delete",
-        {"--count": {"type": int, "help": "end after this many notifications"}},
+        {"--count": {"type": int, "metavar": "N", "help": "end after N notifications"}},
     ),
     "emit": Command(
         emit,
@@ -3716,7 +3725,7 @@ COMMANDS = {
                 "choices": SAMPLES,
                 "help": "the service to imitate: " + ", ".join(SAMPLES),
             },
-            "--instance": {"help": "its UUID; random by default"},
+            "--instance": {"metavar": "UUID", "help": "the instance; random by default"},
             "--ip": {"action": "append", "default": [], "help": "an address of the port"},
         },
     ),
@@ -3738,6 +3747,7 @@ COMMANDS = {
             "instance": {"metavar": "UUID", "help": "the instance, or - for standard input"},
             "ip": {
                 "nargs": "*",
+                "default": [],
                 "metavar": "IP",
                 "help": "addresses to remove; without any, the whole instance",
             },

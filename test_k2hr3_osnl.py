@@ -1854,7 +1854,9 @@ def test_a_refused_connection_is_no_timeout(api: RoleApi) -> None:
 
 
 def test_a_name_that_does_not_resolve_is_a_failure() -> None:
-    with pytest.raises(RoleApiError, match=r"no-such-host\.invalid"):
+    # in words, without the names of objects
+    expected = r"invalid/v1/role: NewConnectionError: no-such-host\.invalid: "
+    with pytest.raises(RoleApiError, match=expected):
         client("http://no-such-host.invalid/v1/role").delete(INSTANCE)
 
 
@@ -4345,7 +4347,7 @@ def test_dump_shows_what_a_listener_beside_it_deletes(
         dumping.process.send_signal(signal.SIGINT)
         assert dumping.process.wait(10) == 0
         missing, *lines = dumping.log.splitlines()
-    assert re.search("^k2hr3_osnl: 404 .*no exchange 'nova'", missing)
+    assert re.search("^k2hr3_osnl: 404 .*no exchange 'nova'.*check its control_exchange", missing)
     shown = [json.loads(line) for line in lines]
     assert ["malformed" in line for line in shown] == [False, True, False, False]
     assert [line.get("instance") for line in shown if "delete" in line] == wanted
@@ -4356,6 +4358,13 @@ def test_dump_shows_what_a_listener_beside_it_deletes(
     assert queue["exclusive"]
     assert queue["arguments"]["x-max-length"] > 0
     assert set(broker.queues()) == set(QUEUES)
+
+
+@pytest.mark.parametrize("count", ["-1", "0", "9" * 30])
+def test_dump_refuses_a_count_that_is_none(command: Run, count: str) -> None:
+    done = command(settings(NOBODY, "http://127.0.0.1:1"), "dump", "--count", count)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--count" in one_line(done.stderr)
 
 
 # --- emit ---------------------------------------------------------------------------------------
@@ -4407,7 +4416,7 @@ def test_emit_refuses_and_creates_nothing_where_the_exchange_is_missing(
     before = set(broker.queues()), set(broker.exchanges())
     done = command(cloud, "emit", "neutron")
     assert done.returncode == 1
-    assert "exchange 'neutron'" in one_line(done.stderr)
+    assert re.search("exchange 'neutron'.*check its control_exchange", one_line(done.stderr))
     assert (set(broker.queues()), set(broker.exchanges())) == before
 
 
@@ -4419,6 +4428,7 @@ def test_emit_refuses_what_no_listener_would_delete(
 ) -> None:
     done = command(cloud, "emit", *arguments)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert arguments != ["nova"] or f"add [{NOTIFICATIONS}:nova]" in done.stderr
     assert broker.depth(POOL).total == 0
 
 
@@ -4628,6 +4638,12 @@ def test_delete_refuses_what_is_no_instance_or_address(
     done = command(settings(NOBODY, api.url), "delete", *arguments, given=cuks(1)[0])
     assert (done.returncode, api.requests) == (code, [])
     assert arguments[-1] in one_line(done.stderr) or code == 2
+
+
+def test_delete_asks_for_nothing_but_the_instance(command: Run) -> None:
+    done = command(None, "delete")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("are required: UUID")
 
 
 @pytest.mark.slow
