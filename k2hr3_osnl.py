@@ -335,17 +335,17 @@ class Rabbit:
         FILE, "", "CA of the broker; if empty, its certificate is not verified"
     )
     ssl_cert_file: str = option(FILE, "", "our certificate")
-    ssl_key_file: str = option(FILE, "", "its key")
+    ssl_key_file: str = option(FILE, "", "key of our certificate")
     ssl_enforce_hostname_verification: bool = option(
         BOOLEAN, True, "the broker's certificate must name its host"
     )
     rabbit_login_method: str = option(LOGIN, "AMQPLAIN", "AMQPLAIN and PLAIN are sent as PLAIN")
     rabbit_quorum_queue: bool = option(BOOLEAN, False, "create quorum queues")
     rabbit_qos_prefetch_count: int = option(
-        _clamped_number(0, 65535), 200, "most unacked notifications at a time; 0 means 200"
+        _clamped_number(0, 65535), 200, "limit of unacked notifications; 0 means 200"
     )
     heartbeat_timeout_threshold: int = option(
-        _clamped_number(0, 3600), 60, "seconds; 0: no heartbeat"
+        _clamped_number(0, 3600), 60, "seconds without an answer end a connection; 0: no heartbeat"
     )
     rabbit_retry_interval: int = option(
         _clamped_number(1, 3600), 1, "seconds before connecting again"
@@ -391,10 +391,14 @@ class K2hr3:
     allow_self_signed_cert: bool = option(BOOLEAN, False, "do not verify the API's certificate")
     ca_file: str = option(FILE, "", "CA of the API; if empty, those of the system")
     cert_file: str = option(FILE, "", "our certificate")
-    key_file: str = option(FILE, "", "its key")
-    concurrency: int = option(_whole_number(1, 256), 1, "most attempts at a time")
+    key_file: str = option(FILE, "", "key of our certificate")
+    concurrency: int = option(
+        _whole_number(1, 256), 1, "limit of attempts at a time; K2HR3 needs 1, see OPERATIONS.md"
+    )
     dead_letter_after_seconds: int = option(
-        _whole_number(0, 10**9), 0, "failing so long, and 3 times, makes a dead letter; 0: never"
+        _whole_number(0, 10**9),
+        0,
+        "a deletion that fails for so long, and 3 times, is a dead letter; 0: never",
     )
 
     @property
@@ -1249,7 +1253,7 @@ class _Connection(HTTPConnection):
     _last_used = 0.0
 
     def _new_conn(self) -> socket.socket:
-        """Let all addresses of the host share one time-out. urllib3 allows it to each of them."""
+        """Let all addresses of the host share one time-out. urllib3 gives each of them its own."""
         deadline = time.monotonic() + float(self.timeout or 0)
         problem: Exception = OSError("no address")
         try:
@@ -1867,8 +1871,9 @@ class RecentSet(OrderedDict[str, None]):
 class FreshQueue(Deque[Delivery]):
     """Deliveries from notification queues that wait for a worker, the oldest first.
 
-    If it has not been empty for `hold_seconds`, except for moments, K2HR3 does not keep up. This
-    ends when it is empty and nothing was added for a second.
+    If something has waited in it for `hold_seconds` without a break, K2HR3 does not keep up. (That
+    it is empty for a moment is no break.) This ends when it is empty and nothing was added for a
+    second.
     """
 
     def __init__(self, hold_seconds: float) -> None:
@@ -2055,7 +2060,7 @@ class Attempts:
             is_retry = bool(self._retries) and (self._is_retry_next or not self._fresh)
             self._is_retry_next = not is_retry
             delivery = (self._retries if is_retry else self._fresh).popleft()
-            # Here and not in submit: the next event of a deletion comes before the first is done.
+            # Not in submit: there another event of the same deletion may still be under way.
             if is_retry or delivery.deletion.cuk not in self._removed:
                 return delivery
             self._results.append((delivery, SKIP_REMOVED))
@@ -2225,7 +2230,7 @@ class QueueWatch:
 
 
 class Session:
-    """A connection to the broker and its consumers. Afterwards all that is unacked comes again.
+    """A connection to the broker and its consumers. After it the broker redelivers what is unacked.
 
     Only the listener's thread uses it, except to be woken.
     """
@@ -2751,9 +2756,9 @@ class Listener:
             )
 
     def _is_empty(self, queue: str) -> bool:
-        """Return True if a queue is really empty: a quorum queue without a leader says so, too.
+        """Return True if a queue is really empty. A quorum queue without a leader also reports 0.
 
-        A connection of its own, because the broker closes it on a get from such a queue.
+        It uses a connection of its own, because the broker closes it on a get from such a queue.
         """
         try:
             with contextlib.closing(self._connect()) as connection:
@@ -3350,7 +3355,7 @@ def _check_queue(
     problem = is_ours and unsuitable(connection, queue)
     if problem:
         yield "warn", what, problem
-    text = f"{ready} ready, {consumers} consumers"  # who may hold some that are not ready
+    text = f"{ready} ready, {consumers} consumers"  # consumers may hold others unacked
     if bool(ready) if waiting else not consumers:
         yield "warn", what, f"{text}; {waiting or 'no listener runs'}"
     else:
@@ -3501,11 +3506,11 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
 
     A queue with a delivery limit would drop letters that are only read and given back.
 
-    --replay moves each back to the queue that it came from, if that is one of ours, or to the retry
-    queue if an attempt may have been carried out. Letters whose deletion is done stay: a person has
-    to look at the roles. Look at the ages first: by now the instance may have the same address
-    again. --drop discards them. Both handle exactly the letters that they list, and say how many.
-    The exit code is 1 if some could not be moved.
+    --replay moves each letter back to the queue that it came from. It moves the letter to the retry
+    queue if that queue is not one of ours, or if K2HR3 may have carried out an attempt. Letters
+    whose deletion is done stay: a person has to look at the roles. Look at the ages first: by now
+    the instance may have the same address again. --drop discards the letters. Both handle exactly
+    the letters that they list, and say how many. The exit code is 1 if some could not be moved.
     """
     if arguments.replay and arguments.drop:
         raise UsageError("dead-letters: either --replay or --drop")
