@@ -2366,8 +2366,17 @@ class Listener:
         """Listen until `stop` is called. Returns at most `timeout_seconds` + 1 s after that.
 
         If the broker stalls, the thread that listens may not end in time. Then it is left behind.
+        An error that ends that thread is raised here.
         """
-        listening = threading.Thread(target=self._listen, name="listener", daemon=True)
+        errors: list[BaseException] = []
+
+        def listen() -> None:
+            try:
+                self._listen()
+            except BaseException as error:
+                errors.append(error)
+
+        listening = threading.Thread(target=listen, name="listener", daemon=True)
         listening.start()
         try:
             while listening.is_alive() and not self._stopping.is_set():
@@ -2376,6 +2385,8 @@ class Listener:
             self.stop()
             listening.join(self.config.k2hr3.timeout_seconds + 1)
             self._doubts.flush(math.inf)
+        for error in errors:
+            raise error
 
     def _listen(self) -> None:
         """Listen until `stop` is called. Reconnects after any broker failure."""

@@ -3598,6 +3598,15 @@ def test_an_embedded_listener_stops_in_time_though_the_broker_stalls(
             assert not running.thread.is_alive()
 
 
+def test_an_error_in_the_thread_that_listens_is_no_good_end(api: RoleApi) -> None:
+    # Given a tick that fails, in the pause after a failed connection
+    change = "k2hr3_osnl.Reporter.tick = lambda self: 1 / 0"
+    with listening(settings(NOBODY, api.url), change) as listener:
+        assert listener.process.wait(20) == 1
+        assert "ZeroDivisionError" in listener.log
+        assert "stopped: " not in listener.log
+
+
 @pytest.mark.parametrize("kind", ["path", "abstract"])
 def test_systemd_is_told(
     broker: Broker, api: RoleApi, neutron: Callable[..., None], tmp_path: Path, kind: str
