@@ -2430,7 +2430,7 @@ class Listener:
         return " ".join(f"{name}={self.counters[name]}" for name in COUNTERS)
 
     def metrics(self) -> str:
-        """Return the text of `metrics_file`. For the thread that calls `run`."""
+        """Return the text of `metrics_file`. For `on_tick`, and after `run` has ended."""
         consumers = self._session.consumers if self._session else []
         received = [each.received for one in consumers for each in one.unfinished.values()]
         now = self._clock.monotonic()
@@ -3071,7 +3071,9 @@ class Drain(Listener):
                 LOG.error("for 30 s there was no broker, or no notification queue to consume")
                 self.stop()
             return
-        settled = sum(self.counters.values())
+        # a failed attempt alone is no progress: if its copy fails, too, it is made again for ever
+        verdicts = (IGNORED, DONE, DOUBTFUL, RETRY, DEAD_LETTER)
+        settled = sum(self.counters[verdict.counter] for verdict in verdicts)
         if settled != self._settled:
             self._settled = settled
             self._settled_at = now

@@ -4035,6 +4035,22 @@ def test_drain_whose_connection_is_lost_says_what_is_left(
     assert code == (75 if left else 0), left
 
 
+def test_drain_ends_though_a_deletion_can_be_neither_made_nor_copied(
+    broker: Broker, api: RoleApi, cloud: Sections
+) -> None:
+    # Given a K2HR3 that works, but for one deletion, and a retry queue that takes nothing
+    api.refused_cuks = {CUK}
+    fill(broker, POOL, [CUK])
+    broker.delete_queue(RETRY)
+    declare(broker, RETRY, {"x-max-length": 0, "x-overflow": "reject-publish"})
+    cloud["k2hr3"]["timeout_seconds"] = 1
+    change = "k2hr3_osnl.Listener.hold_seconds = 3\nsys.argv.append('drain')"
+    with listening(cloud, change) as process:
+        assert process.process.wait(30) == 75
+        assert "neither deleted nor copied" in process.log
+    assert instances_in(broker, POOL) == [CUK]
+
+
 def test_drain_says_by_75_that_an_exchange_is_missing(
     broker: Broker, api: RoleApi, cloud: Sections, command: Run
 ) -> None:
