@@ -3568,7 +3568,7 @@ def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse
     try:
         if to:
             publish(channel.connection, "", to, body, copied_properties(properties, ours))
-        channel.basic_ack(method.delivery_tag)
+            channel.basic_ack(method.delivery_tag)
     except FAILURES as error:
         result = f"not moved ({explain(error)})"
     letter["result"] = result
@@ -3577,6 +3577,8 @@ def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse
         print(json.dumps(letter), flush=True)
     elif result:
         print(*(f"{name}={letter[name]}" for name in letter), flush=True)
+    if not to:  # only now: nobody could read it if the line above failed
+        channel.basic_ack(method.delivery_tag)
     return result
 
 

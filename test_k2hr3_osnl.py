@@ -4580,6 +4580,18 @@ def test_dead_letters_that_cannot_be_moved_stay(
     assert instances_in(broker, RETRY) == [good]
 
 
+def test_a_letter_that_nobody_could_read_is_not_dropped(
+    broker: Broker, cloud: Sections, command: Run
+) -> None:
+    fill(broker, DEAD, cuks(3), queue=POOL)
+    reader, writer = os.pipe()
+    os.close(reader)  # as head ends when it has seen enough
+    done = command(cloud, "dead-letters", "--drop", stdout=writer)
+    os.close(writer)
+    assert done.returncode == 1
+    broker.wait_for_depth(DEAD, 3)
+
+
 def test_a_letter_that_has_become_too_large_does_not_stop_the_others(
     broker: Broker, cloud: Sections, command: Run, small_messages: Callable[[], None]
 ) -> None:
