@@ -2732,6 +2732,8 @@ class Listener:
             delivery.copy_at = now + (self.config.k2hr3.retry_interval_seconds if is_own else 1.0)
             self._attempts.submit(delivery, now)
             self._session.next_set_up = min(self._session.next_set_up, now + 5)  # is it missing?
+        elif delivery.verdict is DOUBTFUL:  # it comes again, and there is no letter yet
+            self._doubts.told.pop(delivery.deletion.cuk, None)
 
     # Queues and consumers
 

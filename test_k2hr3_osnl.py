@@ -2865,6 +2865,27 @@ def test_a_doubt_about_a_running_attempt_is_not_forgotten(
         doubtful(broker, 1)
 
 
+def test_a_doubt_that_could_not_be_told_in_an_outage_of_the_broker_is_told_after_it(
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
+) -> None:
+    # Given a success that took long, and no broker any more when it comes
+    api.delay = 2
+    neutron(CUK)
+    with Proxy(broker.port) as proxy:
+        sections = quick(broker.url(hosts=[f"127.0.0.1:{proxy.port}"]), api, timeout_seconds=5)
+        with listening(sections, "k2hr3_osnl.DOUBTFUL_SECONDS = 0.5") as listener:
+            wait_until(lambda: api.under_way)
+            proxy.refuse()
+            proxy.cut()
+            listener.wait_for_log(f"no copy to {DEAD}, held instead")
+            # When the broker is back, which delivers it again
+            api.delay = 0
+            proxy.accept()
+            wait_until(lambda: len(api.requests) == 2, 20)
+            # Then there is a letter
+            doubtful(broker, 1)
+
+
 # --- No message is ever in none of the queues ----------------------------------------------------
 
 #: Ends the program when a copy is confirmed and its original not yet acked.
