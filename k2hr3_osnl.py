@@ -873,8 +873,8 @@ def unsuitable(connection: pika.BlockingConnection, queue: str) -> str:
     for word, consequence in UNSUITABLE_QUEUES.items():
         if refused and word in str(refused.reply_text):
             return (
-                f"{consequence}. Stop the listener and delete the queue; the listener makes a "
-                "good one"
+                f"{consequence}. Stop the listener and delete the queue, with what it holds; the "
+                "listener makes a good one"
             )
     return ""
 
@@ -2431,8 +2431,9 @@ class Listener:
 
     def metrics(self) -> str:
         """Return the text of `metrics_file`. For `on_tick`, and after `run` has ended."""
-        consumers = self._session.consumers if self._session else []
-        received = [each.received for one in consumers for each in one.unfinished.values()]
+        consumers = list(self._session.consumers) if self._session else []
+        # a thread that `run` left behind may still change them, so copy before looking
+        received = [each.received for one in consumers for each in list(one.unfinished.values())]
         now = self._clock.monotonic()
         figures = Counter(self.counters)
         figures["breaker_open"] = int(self._snapshot.in_trouble)
@@ -2662,8 +2663,8 @@ class Listener:
         self._log_attempt(delivery, verdict, attempted)
         if verdict is DOUBTFUL and delivery.deletion.cuk in self._doubts.told:
             verdict = DONE  # one letter for an instance is enough
-        # The broker delivers it again if its channel is closed, but knows nothing of a doubt. With
-        # several workers it may have been made again meanwhile.
+        # If the channel is closed, the broker delivers it again, so nothing is to be done. But
+        # only this process knows of a doubt, so a delivery in doubt is copied all the same.
         if delivery.consumer.is_open or delivery.is_doubtful or not verdict.copy_to:
             self._conclude(delivery, verdict, str(error or DOUBT))
 
@@ -2808,7 +2809,8 @@ class Listener:
         is_known = queue in self._watch.ready
         state = inspect_queue(session.connection, queue)
         consumer = session.consumer_of(queue)
-        if state.refused and consumer:  # a broker short of time deletes a queue and tells nobody
+        is_gone = state.refused is not None and state.refused.reply_code == 404
+        if is_gone and consumer:  # a broker short of time deletes a queue and tells nobody
             consumer.is_cancelled = True
         refused = state.refused and ensure_queue(session.connection, queue, create)
         if refused is None:
