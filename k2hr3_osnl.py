@@ -2806,25 +2806,25 @@ class Listener:
         return not self._snapshot.in_trouble
 
     def _ensure(self, session: Session, queue: str, create: str) -> bool:
-        is_known = queue in self._watch.ready
         state = inspect_queue(session.connection, queue)
-        consumer = session.consumer_of(queue)
-        is_gone = state.refused is not None and state.refused.reply_code == 404
-        if is_gone and consumer:  # a broker short of time deletes a queue and tells nobody
-            consumer.is_cancelled = True
-        refused = state.refused and ensure_queue(session.connection, queue, create)
-        if refused is None:
-            self._watch.ready[queue] = state.ready
-            if state.refused and is_known:
+        if state.refused and state.refused.reply_code == 404:
+            consumer = session.consumer_of(queue)
+            if consumer:  # a broker short of time deletes a queue and tells nobody
+                consumer.is_cancelled = True
+            if create and self._watch.ready.pop(queue, None) is not None:
                 LOG.error(
                     f"queue {queue} was deleted, with all that it held, by hand or by a policy "
                     "(expires); it is created again. To keep policies of others away: "
                     f"{policy_command(self.config)}"
                 )
-            elif create and not is_known:
+        refused = state.refused and ensure_queue(session.connection, queue, create)
+        if refused is None:
+            problem = ""
+            if create and queue not in self._watch.ready:
                 problem = unsuitable(session.connection, queue)
-                if problem:
-                    LOG.warning(f"queue {queue} is {problem}")
+            if problem:
+                LOG.warning(f"queue {queue} is {problem}")
+            self._watch.ready[queue] = state.ready
         return self._report(f"queue {queue}", f"configure permission on {queue}", refused)
 
     def _bind(self, session: Session, queue: str, exchange: str, routing_key: str) -> bool:
