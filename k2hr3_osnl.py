@@ -2169,13 +2169,13 @@ class Doubts:
     """
 
     def __init__(self, size: int) -> None:
-        self.begun = RecentSet(size)  # an attempt may have left a member behind
-        self.told = RecentSet(size)  # there is a dead letter already
+        self.in_doubt = RecentSet(size)  # an attempt may have left a member behind
+        self.told = RecentSet(size)  # there is a dead letter, or one is being copied
         self._minute_ends = 0.0  # monotonic
         self._count = 0  # in this minute
 
     def tell(self, cuk: str, now: float) -> None:
-        """Log that there is a dead letter about an instance; `now` is monotonic."""
+        """Log that an instance gets a dead letter; `now` is monotonic."""
         self.told.add(cuk)
         self.flush(now)
         self._count += 1
@@ -2535,6 +2535,8 @@ class Listener:
         session.next_set_up = 0.0
         self._attempts.take_back(consumer)
         for delivery in consumer.unfinished.values():
+            # Its letter may be lost, since it is not confirmed. The delivery comes again, and the
+            # next success must make a letter again.
             if delivery.verdict is DOUBTFUL:
                 self._doubts.told.pop(delivery.deletion.cuk, None)
 
@@ -2678,8 +2680,8 @@ class Listener:
         delivery.attempts += 1
         is_slow = error is None and attempted.seconds > DOUBTFUL_SECONDS
         if is_slow or (error and error.may_have_acted):
-            self._doubts.begun.add(delivery.deletion.cuk)
-        delivery.is_doubtful |= delivery.deletion.cuk in self._doubts.begun
+            self._doubts.in_doubt.add(delivery.deletion.cuk)
+        delivery.is_doubtful |= delivery.deletion.cuk in self._doubts.in_doubt
         if error is None:
             self.counters["succeeded"] += 1
             self.counters["last_success"] = int(self._clock.time())
@@ -2733,7 +2735,7 @@ class Listener:
             delivery.copy_at = now + (self.config.k2hr3.retry_interval_seconds if is_own else 1.0)
             self._attempts.submit(delivery, now)
             self._session.next_set_up = min(self._session.next_set_up, now + 5)  # is it missing?
-        elif delivery.verdict is DOUBTFUL:  # it comes again, and there is no letter yet
+        elif delivery.verdict is DOUBTFUL:  # as in _drop: it comes again, and needs a letter then
             self._doubts.told.pop(delivery.deletion.cuk, None)
 
     # Queues and consumers
