@@ -3040,7 +3040,7 @@ class Drain(Listener):
         self.on_tick = self._stop_when_done
         self.is_done = False
         self.is_bound = True  # to all exchanges
-        self.is_left = False  # a retry came that was not counted
+        self.has_new_retries = False  # a retry came after they were counted
         self._settled = 0  # deliveries
         self._settled_at = clock.monotonic()  # when that changed
         self._retries_left: int | None = None  # None: not counted yet
@@ -3054,7 +3054,7 @@ class Drain(Listener):
             self._retries_left -= 1
             super()._on_retry(delivery)
         else:
-            self.is_left = True
+            self.has_new_retries = True
             del delivery.consumer.unfinished[delivery.delivery_tag]  # it goes back at the end
 
     def _bind(self, session: Session, queue: str, exchange: str, routing_key: str) -> bool:
@@ -3193,7 +3193,7 @@ def drain(config: Config, _arguments: argparse.Namespace) -> int:
     if listener.is_done and listener.is_bound:
         # so its age is that of the last run that took all there was
         Reporter(listener).write_metrics()
-        if not listener.is_left and not listener.counters["failed"]:
+        if not listener.has_new_retries and not listener.counters["failed"]:
             with open_connection(config) as connection:
                 if ready_in(connection, config.queue + RETRY.copy_to) == 0:  # nothing moved there
                     return 0
