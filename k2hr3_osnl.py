@@ -1623,7 +1623,7 @@ class Delivery:
     body: bytes
     properties: pika.BasicProperties
     queue: str  # the notification queue that it first came from
-    since: float = 0.0  # monotonic: it waits for an attempt since then
+    waiting_since: float = 0.0  # monotonic: when it last began to wait for a worker
     retry: bool = False  # it came from the retry queue
     deletion: Any = None  # the Deletion that it leads to, once it is read
     event: str = ""  # event type and message id, for the log
@@ -1894,7 +1894,7 @@ class FreshQueue(Deque[Delivery]):
     def is_overdue(self, now: float) -> bool:
         """Return True if K2HR3 does not keep up; `now` is monotonic."""
         if self:
-            self._waiting_since = min(self._waiting_since, self[0].since)
+            self._waiting_since = min(self._waiting_since, self[0].waiting_since)
         elif now - self._last_added > 1:
             self._waiting_since = math.inf
         self._is_late = now - self._waiting_since > self._hold_seconds
@@ -1969,7 +1969,7 @@ class Attempts:
             held = self._held
             self._held = []
             for delivery in held:
-                delivery.since = now
+                delivery.waiting_since = now
                 self.submit(delivery, now)
             if is_overdue:
                 self._skip_fresh(SKIP_LATE)
@@ -2593,7 +2593,7 @@ class Listener:
     def _receive(self, delivery: Delivery, sources: list[Source]) -> None:
         """Submit a delivery, or conclude it."""
         now = self._clock.monotonic()
-        delivery.since = now
+        delivery.waiting_since = now
         delivery.received = now
         if not self._read(delivery, sources):
             return

@@ -235,7 +235,7 @@ class World(Surroundings):
             self.fresh_seen = now
         elif not fresh and now - self.fresh_seen > 1:
             self.fresh_since = math.inf
-        self.fresh_since = min([self.fresh_since, *(each.since for each in fresh)])
+        self.fresh_since = min([self.fresh_since, *(each.waiting_since for each in fresh)])
         snapshot = self.real_collect(now)
         self.collected_at = now
         for delivery in self.attempts._fresh:
