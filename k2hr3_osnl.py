@@ -1463,8 +1463,8 @@ class Breaker:
         """True if a probe must succeed before the next attempt."""
         return self.failures >= 3
 
-    def wants_probe(self, now: float) -> bool:
-        """True if the next request must be a probe; `now` is monotonic."""
+    def is_probe_due(self, now: float) -> bool:
+        """True if the next request must be a probe, at once; `now` is monotonic."""
         return self.seconds_to_probe(now) == 0
 
     def probed(self, error: RoleApiError | None, now: float, seconds: float) -> None:
@@ -2054,7 +2054,7 @@ class Attempts:
     def _next_job(self, now: float) -> Job | None:
         if self._is_stopped or (self._breaker.failures and self._running):
             return None
-        if self._breaker.wants_probe(now):
+        if self._breaker.is_probe_due(now):
             return Probe()
         while not self._breaker.open and (self._retries or self._fresh):
             is_retry = bool(self._retries) and (self._is_retry_next or not self._fresh)

@@ -2083,7 +2083,7 @@ def test_three_failures_in_a_row_or_one_timeout_ask_for_a_probe(
     for error in attempts:
         breaker.attempted(error, 0.1)
 
-    assert breaker.wants_probe(now=1000) is probes
+    assert breaker.is_probe_due(now=1000) is probes
     assert breaker.open is False
 
 
@@ -2096,7 +2096,7 @@ def test_a_probe_that_succeeds_leaves_it_closed_and_counts_from_zero() -> None:
     assert not breaker.open
     breaker.attempted(FAILS, 0.1)
     breaker.attempted(FAILS, 0.1)
-    assert not breaker.wants_probe(now=1000)
+    assert not breaker.is_probe_due(now=1000)
 
 
 @pytest.mark.parametrize(
@@ -2111,16 +2111,16 @@ def test_while_open_probes_follow_after_growing_jittered_pauses(
     for pause in pauses:
         breaker.probed(FAILS, now, seconds=0.1)
         assert breaker.open
-        assert not breaker.wants_probe(now + pause / 2)
+        assert not breaker.is_probe_due(now + pause / 2)
         now += min(1.5 * pause, longest)
-        assert breaker.wants_probe(now)
+        assert breaker.is_probe_due(now)
     # Then a success closes it, and the pauses begin anew
     breaker.probed(None, now, seconds=0.1)
     assert not breaker.open
-    assert not breaker.wants_probe(now)
+    assert not breaker.is_probe_due(now)
     breaker.attempted(TIMES_OUT, 0.1)
     breaker.probed(FAILS, now, seconds=0.1)
-    assert breaker.wants_probe(now + 1.5)
+    assert breaker.is_probe_due(now + 1.5)
 
 
 @pytest.mark.parametrize(
@@ -2130,8 +2130,8 @@ def test_retry_after_is_honoured_within_the_longest_pause(retry_after: float, du
     breaker = Breaker(longest=30)
     breaker.probed(RoleApiError("503", 503, retry_after=retry_after), now=1000, seconds=0.1)
 
-    assert not breaker.wants_probe(1000 + due / 2)
-    assert breaker.wants_probe(1000 + due)
+    assert not breaker.is_probe_due(1000 + due / 2)
+    assert breaker.is_probe_due(1000 + due)
 
 
 # --- Verdicts and attempts -----------------------------------------------------------------------
