@@ -1662,10 +1662,10 @@ class Delivery:
             headers["x-k2hr3-last-failure"] = int(self.last_failure)
         if self.is_doubtful:
             headers["x-k2hr3-doubt"] = "done" if self.verdict is DOUBTFUL else "open"
-        return copied_properties(self.properties, headers)
+        return safe_properties(self.properties, headers)
 
 
-def copied_properties(
+def safe_properties(
     properties: pika.BasicProperties, headers: dict[str, Any]
 ) -> pika.BasicProperties:
     """Return properties for a copy: the sender's, without what would make the broker drop it.
@@ -1682,7 +1682,7 @@ def copied_properties(
     properties.user_id = None  # the broker refuses the id of another user
     properties.expiration = None  # the broker would drop the copy then
     properties.delivery_mode = 2
-    properties.timestamp = properties.timestamp or int(time.time())  # the age in dead-letters
+    properties.timestamp = properties.timestamp or int(time.time())  # dead-letters shows the age
     return properties
 
 
@@ -3573,7 +3573,7 @@ def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse
         result = f"moved to {to}"
     try:
         if to:
-            publish(channel.connection, "", to, body, copied_properties(properties, ours))
+            publish(channel.connection, "", to, body, safe_properties(properties, ours))
             channel.basic_ack(method.delivery_tag)
     except FAILURES as error:
         result = f"not moved ({explain(error)})"
