@@ -2129,10 +2129,13 @@ def subscriptions(config: Config, endpoint: Endpoint) -> list[Subscription]:
     return list(found.values())
 
 
-def origin(config: Config, subscribed: list[Subscription], properties: pika.BasicProperties) -> str:
+def first_queue(
+    config: Config, subscribed: list[Subscription], properties: pika.BasicProperties
+) -> str:
     """Return the notification queue that a copy first came from.
 
-    A stranger may have written the header. If it names no queue of ours, the retry queue counts.
+    A stranger may have written the header. If it names no queue that the listener consumes for
+    notifications, the retry queue is returned.
     """
     named: Any = (properties.headers or {}).get("x-k2hr3-queue")
     is_ours = named in [each.queue for each in subscribed]
@@ -2586,7 +2589,7 @@ class Listener:
     def _on_retry(self, delivery: Delivery) -> None:
         assert self._session
         delivery.retry = True
-        delivery.queue = origin(self.config, self._session.subscriptions, delivery.properties)
+        delivery.queue = first_queue(self.config, self._session.subscriptions, delivery.properties)
         delivery.read_headers()
         self._receive(delivery, [])
 
@@ -3564,7 +3567,7 @@ def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse
     elif is_listed and arguments.replay and ours.get("x-k2hr3-doubt") == "done":
         result = "left as done"  # it needs a person, not another attempt
     elif is_listed and arguments.replay:
-        to = origin(config, subscriptions(config, ENDPOINT), properties)
+        to = first_queue(config, subscriptions(config, ENDPOINT), properties)
         doubt = ours.get("x-k2hr3-doubt")
         ours = {"x-k2hr3-queue": to}
         if doubt:  # only a retry can tell that
