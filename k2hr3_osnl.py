@@ -1344,7 +1344,7 @@ class RoleApi:
         except NO_ANSWER as error:
             raise self._no_answer_error(error, time.monotonic() - began) from None
         status = int(response.status)
-        self._finish(response, is_final=status >= 200)
+        self._release(response, is_final=status >= 200)
         if not 200 <= status < 300:
             hint = STATUS_HINTS.get(status, "redirects are not followed" if status < 400 else "")
             raise RoleApiError(
@@ -1355,10 +1355,11 @@ class RoleApi:
             )
         return status
 
-    def _finish(self, response: Any, is_final: bool) -> None:
+    def _release(self, response: Any, is_final: bool) -> None:
         """Make the connection ready for the next request, or close it; the body does not matter.
 
-        :param is_final: not a 1xx; the final answer to that would be read as the next request's
+        :param is_final: False for a 1xx. A final answer follows it, which must not be read as the
+            answer to the next request, so the connection is closed.
         """
         try:
             if is_final:
@@ -1707,7 +1708,7 @@ class Pause:
 class CopyCounts:
     """What the publisher knows about one queue."""
 
-    begun: int = 0  # copies, confirmed or under way
+    begun: int = 0  # copies that are confirmed or under way
     confirmed: int = 0
     pause: Pause = dataclasses.field(default_factory=Pause)
 
@@ -1799,8 +1800,9 @@ class Publisher:
             self._begin_pause(counts.pause, queue, error)
         except Exception as error:
             self._close()
-            if was_open and self._clock.monotonic() - began < 1:  # it was lost before this copy
-                counts.begun = counts.confirmed
+            # the connection was lost before this copy: try once more, on a new one
+            if was_open and self._clock.monotonic() - began < 1:
+                counts.begun = counts.confirmed  # this one is not under way any more
                 return self._publish(queue, body, properties)
             self._begin_pause(self._connection_pause, queue, error)
         else:
@@ -1871,22 +1873,22 @@ class RecentSet(OrderedDict[str, None]):
 class FreshQueue(Deque[Delivery]):
     """Deliveries from notification queues that wait for a worker, the oldest first.
 
-    If something has waited in it for `hold_seconds` without a break, K2HR3 does not keep up. (That
-    it is empty for a moment is no break.) This ends when it is empty and nothing was added for a
-    second.
+    K2HR3 does not keep up if something has waited here for more than `hold_seconds` without a
+    break. It is a break if the queue is empty and nothing was added for 0.1 s. Once K2HR3 does not
+    keep up, that must last for 1 s.
     """
 
     def __init__(self, hold_seconds: float) -> None:
         super().__init__()
         self._hold_seconds = hold_seconds
-        self._waiting_since = math.inf  # monotonic
+        self._busy_since = math.inf  # monotonic: something waits here since then, without a break
         self._last_added = 0.0  # monotonic
         self._is_late = False
 
     def add(self, delivery: Delivery, now: float) -> None:
         """Add a delivery; `now` is monotonic."""
         if not self and not self._is_late and now - self._last_added > 0.1:
-            self._waiting_since = math.inf  # that was a break
+            self._busy_since = math.inf  # that was a break
         self.append(delivery)
         if delivery.verdict is None:  # else its copy failed, and it comes back every second
             self._last_added = now
@@ -1894,10 +1896,10 @@ class FreshQueue(Deque[Delivery]):
     def is_overdue(self, now: float) -> bool:
         """Return True if K2HR3 does not keep up; `now` is monotonic."""
         if self:
-            self._waiting_since = min(self._waiting_since, self[0].waiting_since)
+            self._busy_since = min(self._busy_since, self[0].waiting_since)
         elif now - self._last_added > 1:
-            self._waiting_since = math.inf
-        self._is_late = now - self._waiting_since > self._hold_seconds
+            self._busy_since = math.inf
+        self._is_late = now - self._busy_since > self._hold_seconds
         return self._is_late
 
 
@@ -2199,14 +2201,15 @@ class QueueWatch:
     """Watches whether queues of ours, or deletions in the retry queue, disappear without us.
 
     A policy of the broker may drop them (message-ttl, max-length), and no error says so. While
-    nobody consumes the queue, it must hold what it held at the last look, and the copies confirmed
-    since, except those that may have been counted at that look already.
+    nobody consumes the retry queue, it must still hold what it held at the last look. It must also
+    hold the copies that were confirmed since then. Copies that were under way at the last look do
+    not count, since that look may have counted them.
     """
 
     def __init__(self) -> None:
         self.ready: dict[str, int] = {}  # messages in the queues that were there, as last seen
-        self._last = QueueState(consumers=1)
-        self._begun = 0  # copies, until the last look was answered
+        self._last = QueueState(consumers=1)  # the last look; with a consumer it is not compared
+        self._begun = 0  # copies that were confirmed or under way when it was answered
 
     def expected(self, confirmed: int) -> int:
         """Return how many deletions the retry queue must hold at least, if nobody consumes it.
@@ -2215,11 +2218,11 @@ class QueueWatch:
         """
         return self._last.ready + confirmed - self._begun
 
-    def missing(self, state: QueueState, confirmed: int, begun: int) -> int:
-        """Look at the queue; return how many deletions are missing.
+    def compare(self, state: QueueState, confirmed: int, begun: int) -> int:
+        """Compare a look at the retry queue with the last one; return how many are missing.
 
         :param confirmed: all copies to it that were confirmed before this look
-        :param begun: these, and those that were under way when this look was answered
+        :param begun: these, and the copies confirmed or under way when this look was answered
         """
         missing = max(0, self.expected(confirmed) - state.ready)
         is_unconsumed = not self._last.consumers and not state.consumers
@@ -2228,7 +2231,7 @@ class QueueWatch:
         return missing if is_unconsumed else 0
 
     def interrupt(self) -> None:
-        """Do not compare the next look with the last one, since we consume the queue meanwhile."""
+        """Do not compare the next look with the last one, since we consume the queue in between."""
         self._last = QueueState(consumers=1)
 
 
@@ -2765,7 +2768,7 @@ class Listener:
         is_suspect = self._watch.expected(confirmed) > 0 and state.ready == 0
         if state.refused or (is_suspect and not self._is_empty(queue)):
             return
-        missing = self._watch.missing(state, confirmed, begun)
+        missing = self._watch.compare(state, confirmed, begun)
         if missing:
             self.counters["vanished"] += missing
             LOG.error(

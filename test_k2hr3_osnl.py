@@ -2421,7 +2421,7 @@ def test_the_watch_counts_what_left_the_retry_queue_and_nothing_else() -> None:
     ]
     for (ready, consumers, confirmed, begun), missing in looks:
         state = k2hr3_osnl.QueueState(ready, consumers)
-        assert watch.missing(state, confirmed, begun) == missing
+        assert watch.compare(state, confirmed, begun) == missing
 
 
 def test_of_removed_instances_the_last_ones_are_remembered() -> None:

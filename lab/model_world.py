@@ -95,8 +95,8 @@ class World(Surroundings):
         self.publisher._copies = queue.Queue()  # of which a check can see what is in it
         self.real_collect: Callable[[float], module.Snapshot] = self.attempts.collect
         self.attempts.collect = self._collect
-        self.real_missing = self.listener._watch.missing
-        self.listener._watch.missing = self._missing
+        self.real_compare = self.listener._watch.compare
+        self.listener._watch.compare = self._compare
         self.sleepers: list[Worker] = []
         self.attempts._changed = Bell(self.sleepers)
         self.workers = [Worker() for _ in range(self.config.k2hr3.concurrency)]
@@ -250,10 +250,10 @@ class World(Surroundings):
         require(has_reason or not is_late, "fresh deletions are not attempted, without a reason")
         return snapshot
 
-    def _missing(self, state: Any, confirmed: int, begun: int) -> int:
+    def _compare(self, state: Any, confirmed: int, begun: int) -> int:
         """Let `QueueWatch` count what is missing, and check that."""
         was_consumed = bool(self.listener._watch._last.consumers or state.consumers)
-        missing = int(self.real_missing(state, confirmed, begun))
+        missing = int(self.real_compare(state, confirmed, begun))
         lost, moves, ready = self.broker.counted[RETRY]
         gone = lost - self.last_look[0]
         require(missing <= gone, f"{missing} retries are said to be missing, {gone} are")
