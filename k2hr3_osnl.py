@@ -1625,7 +1625,7 @@ class Delivery:
     properties: pika.BasicProperties
     queue: str  # the notification queue that it first came from
     waiting_since: float = 0.0  # monotonic: when it last began to wait for a worker
-    retry: bool = False  # it came from the retry queue
+    is_retry: bool = False  # it came from the retry queue
     deletion: Any = None  # the Deletion that it leads to, once it is read
     event: str = ""  # event type and message id, for the log
     attempts: int = 0
@@ -1946,8 +1946,8 @@ class Attempts:
     def submit(self, delivery: Delivery, now: float) -> None:
         """Add a delivery: to be attempted, or held until it is due; `now` is monotonic.
 
-        If a delivery already has a verdict, its copy has failed. A retry is then attempted if it is
-        due and the breaker is closed. All others are copied again.
+        If a delivery already has a verdict, its copy has failed. With the verdict RETRY it is then
+        attempted, if it is due and the breaker is closed. All others are copied again.
         """
         verdict = delivery.verdict
         with self._changed:
@@ -1955,9 +1955,9 @@ class Attempts:
                 self._held.append(delivery)
             elif verdict and (verdict is not RETRY or self._breaker.open or delivery.due > now):
                 self._results.append((delivery, Skipped(delivery.reason, verdict)))
-            elif self._breaker.open and not delivery.retry:
+            elif self._breaker.open and not delivery.is_retry:
                 self._results.append((delivery, SKIP_IN_TROUBLE))
-            elif delivery.retry:
+            elif delivery.is_retry:
                 self._retries.append(delivery)
             else:
                 self._fresh.add(delivery, now)
@@ -2047,7 +2047,7 @@ class Attempts:
             if isinstance(job, Delivery) and is_certain and not job.is_doubtful:
                 self._remember(job.deletion)
             self._results.append((job, attempted))
-            is_urgent = isinstance(job, Probe) or job.retry or error is not None
+            is_urgent = isinstance(job, Probe) or job.is_retry or error is not None
             if is_urgent or len(self._results) >= self._wake_at:
                 self._wake_listener()
 
@@ -2591,7 +2591,7 @@ class Listener:
 
     def _on_retry(self, delivery: Delivery) -> None:
         assert self._session
-        delivery.retry = True
+        delivery.is_retry = True
         delivery.queue = first_queue(self.config, self._session.subscriptions, delivery.properties)
         delivery.read_headers()
         self._receive(delivery, [])
@@ -2603,10 +2603,10 @@ class Listener:
         delivery.received = now
         if not self._read(delivery, sources):
             return
-        if delivery.retry and not self._attempts_at_once:
+        if delivery.is_retry and not self._attempts_at_once:
             delivery.due = now + self._seconds_until_due(delivery)
         returns = number_header(delivery.properties, "x-delivery-count")
-        if delivery.retry and (returns < 2 or self._attempts_at_once):
+        if delivery.is_retry and (returns < 2 or self._attempts_at_once):
             returns = 0
         if returns:  # its queue may drop it after some more; a copy starts at zero
             self._on_skipped(delivery, SKIP_REDELIVERED)
@@ -2619,14 +2619,14 @@ class Listener:
             notification = decode(delivery.body, delivery.properties)
             message_id = notification.metadata["message_id"]
             delivery.event = printable(f"event={notification.event_type} message_id={message_id}")
-            if delivery.retry or any(accepts(source, notification) for source in sources):
+            if delivery.is_retry or any(accepts(source, notification) for source in sources):
                 delivery.deletion = self.endpoint.deletion(notification)
         except MalformedNotification as error:
             self._conclude(delivery, DEAD_LETTER, str(error))
         except Exception as error:
             self._conclude(delivery, DEAD_LETTER, f"the endpoint raised {error!r}")
         else:
-            if delivery.deletion is None and delivery.retry:
+            if delivery.deletion is None and delivery.is_retry:
                 self._conclude(delivery, DEAD_LETTER, "a retry that leads to no deletion")
             elif delivery.deletion is None:
                 self._conclude(delivery, IGNORED)

@@ -2234,14 +2234,16 @@ class Workers:
 def test_due_and_fresh_deletions_are_taken_in_turns() -> None:
     workers = Workers()
     fresh = [workers.submit() for _ in range(4)]
-    due = [workers.submit(retry=True) for _ in range(2)]
+    due = [workers.submit(is_retry=True) for _ in range(2)]
 
     taken = [workers.take() for _ in range(6)]
 
-    assert [each for each in taken if each.retry] == due
-    assert [each for each in taken if not each.retry] == fresh
+    assert [each for each in taken if each.is_retry] == due
+    assert [each for each in taken if not each.is_retry] == fresh
     assert (
-        {each.retry for each in taken[:2]} == {each.retry for each in taken[2:4]} == {True, False}
+        {each.is_retry for each in taken[:2]}
+        == {each.is_retry for each in taken[2:4]}
+        == {True, False}
     )
 
 
@@ -2287,7 +2289,7 @@ def test_three_failures_make_the_next_job_a_probe_and_its_failure_ends_all_other
     probe = workers.take()
     assert isinstance(probe, k2hr3_osnl.Probe)
     assert workers.take() is None
-    retry = workers.submit(retry=True)
+    retry = workers.submit(is_retry=True)
     workers.report(probe, FAILS)
 
     # Then what is fresh is skipped, now and later, and nothing is taken but the next probe
@@ -2319,7 +2321,7 @@ def test_an_error_that_no_retry_can_mend_tells_nothing_about_k2hr3() -> None:
 
 def test_while_k2hr3_does_not_keep_up_all_that_is_fresh_is_skipped() -> None:
     workers = Workers()
-    late, retry = workers.submit(), workers.submit(retry=True)
+    late, retry = workers.submit(), workers.submit(is_retry=True)
     assert workers.collect().results == []
     workers.now += 29
     # Given that something fresh has waited all the time, though not the same
@@ -2358,7 +2360,7 @@ def test_a_deletion_of_an_instance_that_was_removed_without_doubt_is_skipped(
     workers.submit(CUK, **first)
     workers.report(workers.take(), seconds=seconds)
     workers.collect()
-    second, retry = workers.submit(CUK), workers.submit(CUK, retry=True)
+    second, retry = workers.submit(CUK), workers.submit(CUK, is_retry=True)
 
     taken = [workers.take(), workers.take()]
     assert retry in taken
@@ -2368,7 +2370,7 @@ def test_a_deletion_of_an_instance_that_was_removed_without_doubt_is_skipped(
 
 def test_what_is_held_is_submitted_when_it_is_due() -> None:
     workers = Workers()
-    retry = workers.submit(retry=True, due=1010)
+    retry = workers.submit(is_retry=True, due=1010)
     letter = workers.submit(copy_at=1010, verdict=k2hr3_osnl.DEAD_LETTER, reason="x")
 
     assert workers.collect().results == []
@@ -2395,8 +2397,8 @@ def test_the_deliveries_of_one_consumer_are_taken_back() -> None:
     one, other = object(), object()
     mine = [
         workers.submit(consumer=one),
-        workers.submit(consumer=one, retry=True),
-        workers.submit(consumer=one, retry=True, due=1010),
+        workers.submit(consumer=one, is_retry=True),
+        workers.submit(consumer=one, is_retry=True, due=1010),
     ]
     kept = workers.submit(consumer=other)
 

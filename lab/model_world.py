@@ -392,22 +392,22 @@ class World(Surroundings):
         sent = self.sent[job.body]
         require(sent.fate in ("deletion", "too long"), "an attempt for what is no deletion")
         require(job.deletion.query == sent.query, "a DELETE that is not the notification's")
-        kind = "retry" if job.retry else "fresh"
+        kind = "retry" if job.is_retry else "fresh"
         is_turn = not both_wait or self.last_take != (kind, True)
         require(is_turn, f"two of {kind} in a row while others wait")
         self.last_take = (kind, both_wait)
         headers = job.properties.headers or {}
-        tries = headers.get("x-k2hr3-attempts", 0) * job.retry + self.tries[job]
+        tries = headers.get("x-k2hr3-attempts", 0) * job.is_retry + self.tries[job]
         again_at = self.failed_at.get(job, -math.inf) + min(2**tries, INTERVAL)
         require(now >= again_at, "an attempt again, though only its copy had to be made again")
-        if job.retry:
+        if job.is_retry:
             self._check_due(job, headers)
         else:
             require(job.deletion.cuk not in attempts._removed, "an attempt for what is removed")
         # what could not be copied is attempted again
         returns = headers.get("x-delivery-count", 0) if job.verdict is None else 0
-        is_moved = returns > 1 if job.retry else returns > 0
-        is_moved = is_moved and not (job.retry and isinstance(self.listener, module.Drain))
+        is_moved = returns > 1 if job.is_retry else returns > 0
+        is_moved = is_moved and not (job.is_retry and isinstance(self.listener, module.Drain))
         require(not is_moved, "an attempt for what was redelivered")
 
     def _check_due(self, job: Any, headers: dict[str, Any]) -> None:
@@ -555,7 +555,7 @@ class World(Surroundings):
         is_urgent = any(
             isinstance(outcome, module.Copied)
             or isinstance(job, module.Probe)
-            or (isinstance(outcome, module.Attempted) and (job.retry or outcome.error))
+            or (isinstance(outcome, module.Attempted) and (job.is_retry or outcome.error))
             for job, outcome in results
         )
         made = sum(isinstance(outcome, module.Attempted) for _, outcome in results)
