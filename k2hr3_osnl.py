@@ -2236,9 +2236,10 @@ class QueueWatch:
 
 
 class Session:
-    """A connection to the broker and its consumers. After it the broker redelivers what is unacked.
+    """A connection to the broker and its consumers, used by the listener's thread.
 
-    Only the listener's thread uses it, except to be woken.
+    When it ends, the broker delivers again what is not acked. Other threads use it only to wake the
+    listener's thread.
     """
 
     def __init__(
@@ -2248,7 +2249,7 @@ class Session:
         self.subscriptions = subscriptions
         self.consumers: list[Consumer] = []
         self.next_set_up = 0.0  # monotonic: when to look for missing queues and bindings again
-        self.next_tick = 0.0  # monotonic
+        self.next_tick = 0.0  # monotonic: when to call `Listener.on_tick` again
 
     def consumer_of(self, queue: str) -> Consumer | None:
         """Return the working consumer of a queue, or None."""
@@ -2258,7 +2259,7 @@ class Session:
         return None
 
 
-#: The counters of `Listener.counters`, in the order of the log. `METRICS` has them, too.
+#: The counters of `Listener.counters` that the log shows, in its order. `METRICS` has them, too.
 COUNTERS = (
     "deleted",
     "failed",
@@ -2312,19 +2313,31 @@ k2hr3_osnl_last_success_timestamp_seconds %(last_success)d
 class Listener:
     """Consumes notifications, calls the Role API for their deletions, and acks what is finished.
 
-    An accepted delivery is in exactly one of these places:
+    While its channel is open, a delivery that is not acked is in exactly one of these places:
 
-    - waiting for a worker, or held until it is due: in `Attempts`
-    - being attempted: a worker has it, or has reported or skipped it, and it is not collected yet
-    - being copied: the publisher has it, or has answered and it is not collected yet
+    - waiting for a worker, or held until it is due or its copy may be made again: in `Attempts`
+    - being attempted or skipped: a worker has it, or its result is not collected yet
+    - being copied: the publisher has it, or its answer is not collected yet
     - finished: its tag is in `Consumer.finished`, and the next flush acks it
 
-    The listener's thread, which `run` starts, owns the session and the counters, and only it
-    changes a delivery. The workers make attempts and the publisher makes copies; both only read a
-    delivery. With the listener's thread they share `Attempts`, the publisher's queue of copies and
-    its counts of them, and `_session`, to wake that thread. If a connection or a channel is lost,
-    its deliveries are forgotten, also those whose result is still to come: the broker delivers them
-    again.
+    During a stop it can be in none of them: a copy that fails then is not made again.
+
+    When a channel closes, the broker delivers again what is not acked. What waits here is dropped.
+    What a worker or the publisher has goes on, and the result is logged and counted. After an
+    attempt only a delivery in doubt is still copied (see `Doubts`).
+
+    These threads work here:
+
+    - The thread that calls `run` only waits. At the end it logs the last doubts.
+    - The listener's thread, which `run` starts, receives, decides and acks. It calls the endpoint
+      and `on_tick`. It owns the session, the counters, the troubles, the watch and the doubts. Only
+      it changes a delivery.
+    - The workers make attempts, and only read a delivery.
+    - The publisher makes copies, and only reads a delivery.
+
+    Workers and publisher share with the listener's thread: `Attempts`, the publisher's queue of
+    copies, its counts of them, and `_session`, to wake that thread. Any thread may call `stop`,
+    `status` and `counts`.
 
     :param endpoint: turns notifications into deletions
     :param connect: connects to the broker; called like the function `connect`
@@ -2332,10 +2345,12 @@ class Listener:
     :raises ConfigError: certificate files can't be used
     """
 
-    #: if fresh deletions wait for longer without a break, all that come move to the retry queue
+    #: If fresh deletions wait for longer without a break, they move to the retry queue, and so do
+    #: all that come, see `FreshQueue`.
     hold_seconds = 30.0
     remembered = 10_000  #: how many removed instances to remember, see `Attempts`
-    _attempts_at_once = False  # retries that are not due, or that the broker delivered before
+    #: True: attempt retries before they are due, and also those that the broker delivered before
+    _attempts_at_once = False
     exit_code = 0  #: of the process if a second signal ends it
 
     def __init__(
@@ -2361,8 +2376,8 @@ class Listener:
             wake=self._wake,
         )
         self._publisher = Publisher(hosts, self._attempts.add_answer, connect, clock)
-        self._session: Session | None = None
-        self._snapshot = Snapshot([], False, 0, 0)  # the last answer of `Attempts`
+        self._session: Session | None = None  # None while there is no connection
+        self._snapshot = Snapshot([], False, 0, 0)  # what `Attempts` last told
         self._stopping = threading.Event()
         self._troubles = Troubles()
         self._watch = QueueWatch()
@@ -2371,8 +2386,8 @@ class Listener:
     def run(self) -> None:
         """Listen until `stop` is called. Returns at most `timeout_seconds` + 1 s after that.
 
-        If the broker stalls, the thread that listens may not end in time. Then it is left behind.
-        An error that ends that thread is raised here.
+        A running attempt ends within that time. If the broker stalls, the listener's thread may not
+        end in time. Then it is left behind. An error that ends that thread is raised here.
         """
         errors: list[BaseException] = []
 
@@ -2395,7 +2410,10 @@ class Listener:
             raise error
 
     def _listen(self) -> None:
-        """Listen until `stop` is called. Reconnects after any broker failure."""
+        """Start the other threads. Then listen until `stop` is called: the listener's thread.
+
+        After any failure of the broker it connects again.
+        """
         self._publisher.start()
         for _ in range(self.config.k2hr3.concurrency):
             work = partial(self._attempts.work, self.role_api)
@@ -2492,8 +2510,9 @@ class Listener:
 
     def _loop_once(self, session: Session) -> None:
         """Receive, collect results and decide, and ack."""
-        if self._snapshot.waiting > 50 and self._snapshot.running:  # enough to do for 10 ms
-            self._clock.sleep(0.01)  # reading less often saves a third of the CPU
+        # The workers have enough to do for 10 ms, and reading less often saves a third of the CPU.
+        if self._snapshot.waiting > 50 and self._snapshot.running:
+            self._clock.sleep(0.01)
         session.connection.process_data_events(0.5)
         self._collect()
         now = self._clock.monotonic()
@@ -2508,7 +2527,10 @@ class Listener:
         self._tend_consumers(session)
 
     def _finish(self, session: Session) -> None:
-        """Let running attempts and copies end, and ack. The broker delivers the rest to others."""
+        """Let running attempts and copies end, ack, and close.
+
+        The broker delivers the rest again, to any listener.
+        """
         for consumer in session.consumers:
             consumer.cancel()
         is_busy = True
@@ -2554,7 +2576,8 @@ class Listener:
     def _evacuate(self, session: Session, consumer: Consumer) -> None:
         """Move the deliveries of a cancelled consumer to the retry queue, then close it.
 
-        If its queue was deleted, the broker can't deliver them again.
+        This is needed because the broker can't deliver them again if their queue was deleted. Those
+        that are being attempted or copied end as usual; the last call then closes the consumer.
         """
         if not consumer.is_evacuated:
             consumer.is_evacuated = True
@@ -2579,7 +2602,7 @@ class Listener:
             return
         if not consumer.is_copying:
             self._close_consumer(session, consumer)
-            self._watch_retry_queue(session)  # what is copied from now on can be missed
+            self._watch_retry_queue(session)  # from this look on, missing deletions are noticed
 
     # Receive
 
@@ -2606,6 +2629,7 @@ class Listener:
         if delivery.is_retry and not self._attempts_at_once:
             delivery.due = now + self._seconds_until_due(delivery)
         returns = number_header(delivery.properties, "x-delivery-count")
+        # a retry may have been returned once: our own look into its queue does that, see _is_empty
         if delivery.is_retry and (returns < 2 or self._attempts_at_once):
             returns = 0
         if returns:  # its queue may drop it after some more; a copy starts at zero
@@ -2636,7 +2660,8 @@ class Listener:
         longest = self.config.k2hr3.retry_interval_seconds
         pause = min(2.0 ** min(delivery.attempts, 10), longest)
         seconds = delivery.last_failure + pause - float(self._clock.time())
-        return min(seconds, longest)  # a clock may have been set, here or where that was written
+        # the clock may be wrong, here or on the host that wrote last_failure
+        return min(seconds, longest)
 
     # Decide
 
@@ -2671,8 +2696,8 @@ class Listener:
         self._log_attempt(delivery, verdict, attempted)
         if verdict is DOUBTFUL and delivery.deletion.cuk in self._doubts.told:
             verdict = DONE  # one letter for an instance is enough
-        # If the channel is closed, the broker delivers it again, so nothing is to be done. But
-        # only this process knows of a doubt, so a delivery in doubt is copied all the same.
+        # If the channel is closed, the broker delivers it again, so it needs no copy. But only this
+        # process knows of a doubt, so a delivery in doubt is copied all the same.
         if delivery.consumer.is_open or delivery.is_doubtful or not verdict.copy_to:
             self._conclude(delivery, verdict, str(error or DOUBT))
 
@@ -2681,7 +2706,7 @@ class Listener:
             self._conclude(delivery, skipped.verdict, delivery.reason or skipped.reason)
 
     def _count(self, delivery: Delivery, attempted: Attempted) -> None:
-        """Note an attempt in its delivery."""
+        """Note an attempt in its delivery, in the counters and in the doubts."""
         error = attempted.error
         delivery.attempts += 1
         is_slow = error is None and attempted.seconds > DOUBTFUL_SECONDS
@@ -2690,7 +2715,7 @@ class Listener:
         delivery.is_doubtful |= delivery.deletion.cuk in self._doubts.in_doubt
         if error is None:
             self.counters["succeeded"] += 1
-            self.counters["last_success"] = int(self._clock.time())
+            self.counters["last_success"] = int(self._clock.time())  # for `METRICS` only
             return
         self.counters["failed"] += 1
         delivery.last_failure = self._clock.time()
@@ -2724,6 +2749,7 @@ class Listener:
             self._settle(delivery, verdict)
 
     def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
+        """Count the verdict of a delivery, and let the next flush ack it."""
         self.counters[verdict.counter] += 1
         delivery.finish()
 
@@ -2733,14 +2759,17 @@ class Listener:
             assert delivery.verdict
             self._settle(delivery, delivery.verdict)
         elif self._stopping.is_set():
-            pass  # it comes again; to try for ever would not let the program end
+            pass  # the broker delivers it again; to try for ever would not let the program end
         elif self._session and delivery.consumer.is_open:
             now = self._clock.monotonic()
-            # If its own copy failed it waits long: the message may be the problem. Others wait 1 s.
+            # If its own copy failed, it waits long, since the message may be the problem. If copies
+            # were only paused, it waits for 1 s.
             is_own = copied is Copied.FAILED
             delivery.copy_at = now + (self.config.k2hr3.retry_interval_seconds if is_own else 1.0)
             self._attempts.submit(delivery, now)
-            self._session.next_set_up = min(self._session.next_set_up, now + 5)  # is it missing?
+            self._session.next_set_up = min(
+                self._session.next_set_up, now + 5
+            )  # look if the queue is missing
         elif delivery.verdict is DOUBTFUL:  # as in _drop: it comes again, and needs a letter then
             self._doubts.told.pop(delivery.deletion.cuk, None)
 
@@ -2780,7 +2809,8 @@ class Listener:
     def _is_empty(self, queue: str) -> bool:
         """Return True if a queue is really empty. A quorum queue without a leader also reports 0.
 
-        It uses a connection of its own, because the broker closes it on a get from such a queue.
+        It uses a connection of its own, because the broker closes the connection if such a queue
+        is asked for a message.
         """
         try:
             with contextlib.closing(self._connect()) as connection:
@@ -2817,7 +2847,7 @@ class Listener:
         state = inspect_queue(session.connection, queue)
         if state.refused and state.refused.reply_code == 404:
             consumer = session.consumer_of(queue)
-            if consumer:  # a broker short of time deletes a queue and tells nobody
+            if consumer:  # a busy broker may delete a queue without cancelling its consumer
                 consumer.is_cancelled = True
             if create and self._watch.ready.pop(queue, None) is not None:
                 LOG.error(
