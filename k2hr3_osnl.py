@@ -1195,8 +1195,8 @@ STATUS_HINTS = {
     431: _SIZE_HINT,
 }
 #: K2HR3 removes a member and its index in two steps. If one step times out, the member can stay
-#: without an index. Then every DELETE is answered 204 and does not remove the member. We suspect
-#: this if a success took longer than this, or if it follows a 403, a reset or a time-out.
+#: without an index. Then every DELETE is answered 204 and does not remove the member. A success is
+#: in doubt if it took longer than these seconds, or if it follows a 403, a reset or a time-out.
 DOUBTFUL_SECONDS = 8.0
 DOUBT = "K2HR3 answered 204, but may have kept a member of this instance: look at its roles"
 #: Bytes. K2HR3 refuses request lines over 16 kB (Node.js's limit of a request head).
@@ -1263,7 +1263,8 @@ class _Connection(HTTPConnection):
             problem = error
         for number, (*_, address) in enumerate(addresses):
             left = deadline - time.monotonic()
-            share = max(0.01, left / (len(addresses) - number))  # a dead one leaves time for others
+            # a dead address leaves time for the others
+            share = max(0.01, left / (len(addresses) - number))
             try:
                 sock = socket.create_connection(cast(Any, address[:2]), share)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -1350,7 +1351,8 @@ class RoleApi:
             raise RoleApiError(
                 f"{self._request}: {status}" + (hint and f": {hint}"),
                 status,
-                may_have_acted=status == 403 or status < 200,  # nobody waits for the final answer
+                # after a 1xx nobody waits for the final answer
+                may_have_acted=status == 403 or status < 200,
                 retry_after=_retry_after_seconds(response.headers.get("Retry-After", "")),
             )
         return status
@@ -1443,7 +1445,7 @@ class Breaker:
         self._probe_at = 0.0
 
     def attempted(self, error: RoleApiError | None, seconds: float) -> None:
-        """Count an attempt that took so many seconds.
+        """Count an attempt, which took `seconds`.
 
         A time-out, or a failure after 5 s, counts as three: it kept K2HR3 busy for long. A
         permanent error tells nothing about K2HR3.
@@ -1471,8 +1473,8 @@ class Breaker:
     def probed(self, error: RoleApiError | None, now: float, seconds: float) -> None:
         """Close if the probe succeeded, else open; `now` is monotonic.
 
-        :param seconds: how long the probe took. The next pause is at least as long: a probe may
-            block K2HR3, and so others have at least half of its time.
+        :param seconds: how long the probe took. The next pause is at least as long, since a probe
+            may block K2HR3. So others have at least half of K2HR3's time.
         """
         self.open = error is not None
         if error is None:
@@ -1493,6 +1495,9 @@ class Verdict(NamedTuple):
     :param word: what the log calls a deletion with this verdict
     :param counter: the counter in `Listener.counters` that it adds to
     :param copy_to: suffix of the queue that gets a copy before the ack; if empty, there is no copy
+
+    A new verdict also needs its counter in `COUNTERS` and `METRICS`, and a place in
+    `Drain._stop_when_done`.
     """
 
     word: str
@@ -1503,13 +1508,13 @@ class Verdict(NamedTuple):
 IGNORED = Verdict("ignored", "ignored")
 DONE = Verdict("deleted", "deleted")
 RETRY = Verdict("not deleted", "retried", ".retry")
-#: Done, but a member may be left: a person has to look.
+#: K2HR3 says that it is done, but a member may be left: a person has to look.
 DOUBTFUL = Verdict("deleted", "doubtful", ".dead_letter")
 DEAD_LETTER = Verdict("never deleted", "dead_letters", ".dead_letter")
 
 
 class Skipped(NamedTuple):
-    """The outcome if no attempt was made: why, and the verdict that follows from it."""
+    """The outcome if no attempt was made: the reason, and the verdict that follows from it."""
 
     reason: str
     verdict: Verdict
@@ -1628,26 +1633,26 @@ class Delivery:
     is_retry: bool = False  # it came from the retry queue
     deletion: Any = None  # the Deletion that it leads to, once it is read
     event: str = ""  # event type and message id, for the log
-    attempts: int = 0
+    attempts: int = 0  # so far, also by other listeners
     first_failure: float = 0.0  # epoch seconds
     last_failure: float = 0.0  # epoch seconds
-    received: float = 0.0  # monotonic
-    due: float = 0.0  # monotonic: not attempted before
-    copy_at: float = 0.0  # monotonic: its copy failed, and is not made again before
+    received: float = 0.0  # monotonic: for the metrics
+    due: float = 0.0  # monotonic: the earliest time of its next attempt
+    copy_at: float = 0.0  # monotonic: if its copy failed, the earliest time of the next copy
     verdict: Verdict | None = None
     reason: str = ""  # of the verdict
     is_doubtful: bool = False  # an attempt may have left a member behind, see DOUBTFUL_SECONDS
     is_being_copied: bool = False
 
     def read_headers(self) -> None:
-        """Read what the headers of a retry tell, see `copy_properties`."""
+        """Read the headers of a retry, which `copy_properties` wrote."""
         self.attempts = int(number_header(self.properties, "x-k2hr3-attempts"))
         self.first_failure = number_header(self.properties, "x-k2hr3-first-failure")
         self.last_failure = number_header(self.properties, "x-k2hr3-last-failure")
         self.is_doubtful = "x-k2hr3-doubt" in (self.properties.headers or {})
 
     def finish(self) -> None:
-        """Mark it, so that its consumer's next flush acks it."""
+        """Have its consumer's next flush ack it."""
         if self.consumer.unfinished.pop(self.delivery_tag, None):
             self.consumer.finished.append(self.delivery_tag)
 
@@ -1669,12 +1674,12 @@ class Delivery:
 def safe_properties(
     properties: pika.BasicProperties, headers: dict[str, Any]
 ) -> pika.BasicProperties:
-    """Return properties for a copy: the sender's, without what would make the broker drop it.
+    """Return the sender's properties, made safe for a copy: the broker must not refuse or drop it.
 
     Of the sender's headers only `compression` is kept: others may be too large, or of a kind that
     pika can read and not write.
 
-    :param headers: ours
+    :param headers: our headers, which replace the sender's
     """
     properties = copy.copy(properties)
     compression = (properties.headers or {}).get("compression")
@@ -1724,7 +1729,7 @@ class Publisher:
     consuming connection is lost, held deliveries return to their queue, and a queue with a delivery
     limit drops a message after some returns.
 
-    :param answer: called in this thread with a delivery, and what became of its copy
+    :param answer: called in the publisher's thread with a delivery, and what became of its copy
     """
 
     longest_pause = 30.0  #: seconds
@@ -1818,8 +1823,8 @@ class Publisher:
     def _begin_pause(self, pause: Pause, queue: str, error: Exception) -> None:
         """Begin a pause that is longer than the last one, and log it."""
         now = self._clock.monotonic()
-        # What is held is tried again within retry_interval_seconds, which is 600 at most. If that
-        # did not happen, nothing was held any more, and this is a new problem.
+        # A held delivery is copied again within retry_interval_seconds, which is 600 at most. If
+        # no copy was tried for so long, nothing was held any more, and this is a new problem.
         is_known = pause.seconds > 0 and now < pause.end + 600
         pause.seconds = min(2 * pause.seconds, self.longest_pause) if is_known else 1.0
         pause.end = now + pause.seconds
@@ -1909,10 +1914,10 @@ class Attempts:
     These are the deliveries that wait, the results, the breaker and the wake-up. The listener's
     thread submits deliveries and collects results. Each worker takes its next job itself, if the
     breaker lets it. After a failure only one job runs at a time, until one succeeds. A job counts
-    as running until its result is collected, so the next one starts after the listener's thread
-    has seen that result.
+    as running until its result is collected. So after a failure the next job starts only when the
+    listener's thread has seen that result.
 
-    :param hold_seconds: of `FreshQueue`; while K2HR3 does not keep up, fresh deletions are skipped
+    :param hold_seconds: see `FreshQueue`; while K2HR3 does not keep up, fresh deletions are skipped
     :param remembered: how many removed instances to remember; fresh deletions of them are skipped
     :param wake_at: how many results wake the listener's thread. Fewer do if one of them is urgent,
         or if a worker finds no job.
@@ -1935,7 +1940,7 @@ class Attempts:
         self._is_stopped = False
         self._fresh = FreshQueue(hold_seconds)
         self._retries: Deque[Delivery] = deque()  # from the retry queue, and due
-        self._held: list[Delivery] = []  # until they are due
+        self._held: list[Delivery] = []  # until an attempt is due, or the next copy
         self._is_retry_next = False
         self._running = 0
         self._results: list[Result] = []
@@ -2051,7 +2056,7 @@ class Attempts:
             if is_urgent or len(self._results) >= self._wake_at:
                 self._wake_listener()
 
-    # With the lock
+    # Called with the lock held
 
     def _next_job(self, now: float) -> Job | None:
         if self._is_stopped or (self._breaker.failures and self._running):
@@ -2062,7 +2067,7 @@ class Attempts:
             is_retry = bool(self._retries) and (self._is_retry_next or not self._fresh)
             self._is_retry_next = not is_retry
             delivery = (self._retries if is_retry else self._fresh).popleft()
-            # Not in submit: there another event of the same deletion may still be under way.
+            # This is not asked in submit: then an earlier event of the same deletion may still run.
             if is_retry or delivery.deletion.cuk not in self._removed:
                 return delivery
             self._results.append((delivery, SKIP_REMOVED))
@@ -2093,12 +2098,12 @@ class Attempts:
 
 @dataclass(frozen=True)
 class Subscription:
-    """A notification queue to consume. It is ours if it has bindings, else it is the services'."""
+    """A notification queue to consume. With bindings it is ours, without it is the services'."""
 
     queue: str
     sources: list[Source] = dataclasses.field(default_factory=list)
     bindings: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # exchange, key
-    #: event type -> no source accepts it
+    #: for each event type that was seen: True if no source accepts it
     skip_cache: dict[bytes, bool] = dataclasses.field(default_factory=dict)
 
     def skips(self, body: bytes, properties: pika.BasicProperties) -> bool:
