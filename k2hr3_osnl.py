@@ -153,7 +153,7 @@ class Kind(NamedTuple):
     :param expected: what is expected, in words, for errors
     :param parse: makes the value from the text
     :param is_valid: checks the value; returns False, or raises, if it is wrong
-    :param nearest: returns the nearest value that can be used; a change is a warning
+    :param nearest: returns the nearest value that can be used; if it differs, there is a warning
     """
 
     expected: str
@@ -168,7 +168,7 @@ def _whole_number(lowest: int, highest: int) -> Kind:
 
 
 def _clamped_number(lowest: int, highest: int) -> Kind:
-    """Return the kind of a number that the predecessor or oslo.messaging take unbounded."""
+    """Return the kind of a number to which the predecessor or oslo.messaging set no bounds."""
     return _whole_number(lowest, highest)._replace(
         nearest=lambda number: min(max(number, lowest), highest)
     )
@@ -240,8 +240,8 @@ TRANSPORT_URL = Kind(
 class Tls(NamedTuple):
     """What a section says about TLS.
 
-    :param options: the names of the options of the files, for errors and warnings
-    :param checks_hostname: False if somebody else checks it, or nobody
+    :param options: the names of the options that name files, for errors and warnings
+    :param checks_hostname: True if ssl must check the host's name. urllib3 does it itself.
     """
 
     options: str
@@ -463,9 +463,10 @@ WITHOUT_EFFECT = {
         """,
     "k2hr3": "requeue_on_error",
 }
-#: How much a name must resemble one of ours to be a mistake, where others' names may stand, too.
+#: From this likeness on, an unknown name is taken for one of ours with a mistake. It counts only
+#: where names of other programs may stand, too.
 RESEMBLING = 0.85
-#: What the origin of an option from a URL's query ends with.
+#: The end of the origin of an option that comes from a URL's query.
 IN_QUERY = ", query of transport_url"
 #: Other names of options: the predecessor's, and those of older releases of oslo.messaging.
 ALIASES = {
@@ -497,7 +498,7 @@ class Config:
 
     @classmethod
     def load(cls, *files: str, environ: Mapping[str, str] = os.environ) -> Config:
-        """Read settings files, of which a later one overrides an earlier one.
+        """Read settings files. A later file overrides an earlier one.
 
         Environment variables ``OS_<SECTION>__<OPTION>`` override the files. Texts are read as
         oslo.config reads them: sections without regard to case, the last of duplicate keys wins,
@@ -533,7 +534,7 @@ class Config:
 def _set_option(settings: Settings, section: str, name: str, text: str, origin: str) -> None:
     """Set an option to a text, as oslo.config reads it."""
     text = re.sub(r"""(?s)\A(["'])(?:(.*)\1)?\Z""", r"\2", text.strip())  # without quotes
-    if text or name != "transport_url":  # to oslo.messaging an empty URL is none
+    if text or name != "transport_url":  # oslo.messaging, too, takes an empty URL for none
         text = text.replace(r"\$", "$$").replace("$$", "$")
         settings[section][ALIASES.get(name, name)] = text, origin
 
@@ -544,7 +545,7 @@ def _read_file(file: str, settings: Settings) -> None:
     )
     try:
         with open(file, encoding="utf-8-sig") as lines:
-            # one section in any spelling, so that the last of duplicate keys wins
+            # section names in lower case, so that a section in two spellings is one section
             parser.read_file(line.lower() if line.startswith("[") else line for line in lines)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         # configparser's own text would quote the line, which may hold a password
@@ -556,7 +557,7 @@ def _read_file(file: str, settings: Settings) -> None:
         ) from None
     for name in parser.sections():
         section = "DEFAULT" if name.upper() == "DEFAULT" else name.lower()
-        settings.setdefault(section, {})  # an empty section of a named source counts, too
+        settings.setdefault(section, {})  # a named source may have an empty section
         for option_name, text in parser.items(name):
             _set_option(settings, section, option_name, text, file)
 
@@ -575,7 +576,7 @@ def _read_environment(environ: Mapping[str, str], settings: Settings) -> list[st
 
 
 def _inherit_transport_url(settings: Settings) -> None:
-    """Use the URL of DEFAULT if there is no other, and the options in a URL's query.
+    """Use the URL of DEFAULT if there is no other. Set the options in the URL's query.
 
     oslo.messaging does the same.
     """
@@ -657,7 +658,7 @@ def _unknown_names(settings: Settings) -> Iterator[str]:
 
 
 def _overruled_options(settings: Settings, base: Source) -> Iterator[str]:
-    """Warn about options of the unnamed section that a named section replaces by its preset."""
+    """Warn about options of the unnamed section that the preset of a named section replaces."""
     for section in settings.keys() & PRESETS.keys():
         for name, value in PRESETS[section].items():
             is_given = name in settings[NOTIFICATIONS] and name not in settings[section]
@@ -782,7 +783,10 @@ def connect(
 
 
 def policy_command(config: Config) -> str:
-    """Return a command that sets a policy of our own, since only one holds for each queue."""
+    """Return a command that sets a policy for our queues.
+
+    Since only one policy holds for a queue, this one keeps those of others away.
+    """
     (host, *_) = parse_transport_url(config.sources[0].transport_url)
     virtual_host = "" if host.virtual_host == "/" else f"-p {shlex.quote(host.virtual_host)} "
     pools = dict.fromkeys([config.queue, *(each.pool for each in config.sources if each.pool)])
@@ -835,7 +839,7 @@ def refusal(
 
 
 class QueueState(NamedTuple):
-    """What the broker says about a queue; `refused` is its error if it does not say."""
+    """What the broker says about a queue; `refused` is its error if it says nothing else."""
 
     ready: int = 0
     consumers: int = 0
@@ -852,7 +856,7 @@ def inspect_queue(connection: pika.BlockingConnection, queue: str) -> QueueState
         return QueueState(refused=error)
 
 
-#: What a queue of ours should not be: a word of the broker's refusal, and the consequence.
+#: What a queue of ours should not be: a part of the broker's refusal, and the consequence.
 UNSUITABLE_QUEUES = {
     "arg 'durable'": "not durable: a restart of the broker loses it",
     "arg 'auto_delete'": "auto-delete: with the listener it goes, and all that it holds",
@@ -861,7 +865,7 @@ UNSUITABLE_QUEUES = {
 
 
 def unsuitable(connection: pika.BlockingConnection, queue: str) -> str:
-    """Say what is wrong with the kind of a queue that exists; return an empty text if nothing is.
+    """Say what is wrong with the kind of a queue that exists. If nothing is, the text is empty.
 
     Declares it with a type that does not exist. The broker always refuses that, and so it creates
     nothing. The refusal names what the queue is.
@@ -870,8 +874,8 @@ def unsuitable(connection: pika.BlockingConnection, queue: str) -> str:
     refused = refusal(
         connection, lambda channel: channel.queue_declare(queue, False, True, arguments=no_type)
     )
-    for word, consequence in UNSUITABLE_QUEUES.items():
-        if refused and word in str(refused.reply_text):
+    for part, consequence in UNSUITABLE_QUEUES.items():
+        if refused and part in str(refused.reply_text):
             return (
                 f"{consequence}. Stop the listener and delete the queue, with what it holds; the "
                 "listener makes a good one"
@@ -889,8 +893,8 @@ def ensure_queue(
     """
     arguments: dict[str, Any] = {"x-queue-type": create}
     if create == "quorum":
-        # A huge limit works everywhere. Without a limit, RabbitMQ 4.x drops a message after 20
-        # returns. The limit -1 means "no limit" on 4.x, but 3.x drops at the first return then.
+        # A huge limit works everywhere. Without a limit, RabbitMQ 4.x drops a message that was
+        # returned 20 times. With -1, which means "no limit" on 4.x, 3.x drops it the first time.
         arguments["x-delivery-limit"] = 2_000_000_000
     refused = inspect_queue(connection, queue).refused
     if create and refused and refused.reply_code == 404:
@@ -906,7 +910,7 @@ def ensure_queue(
 # --- Notification ------------------------------------------------------------------------------
 
 PRIORITIES = ("audit", "debug", "info", "warn", "error", "critical", "sample")
-MAX_BYTES = 8 * 1024 * 1024  #: limit of a body, received or unpacked; most have a few thousand
+MAX_BYTES = 8 * 1024 * 1024  #: limit of a body, packed or unpacked; most have a few thousand
 _UNPACKERS: dict[Any, Any] = {
     "application/x-gzip": zlib.decompressobj,
     "application/x-bz2": bz2.BZ2Decompressor,
@@ -1087,7 +1091,7 @@ def _port_deletion(port: Mapping[str, Any]) -> Deletion | None:
     fixed_ips = _get(port, "fixed_ips", list)
     if not device_id or not fixed_ips:
         return None
-    # without an owner, only an instance's port has a UUID as device_id; DHCP's has another text
+    # If there is no owner: only an instance's port has a UUID as device_id, one of DHCP has not.
     of_instance = _UUID.fullmatch(device_id) if owner is None else owner.startswith("compute:")
     if not of_instance:
         return None
@@ -1152,7 +1156,7 @@ class Endpoint:
     def info(self, notification: Notification) -> Deletion | None:
         """Return the deletion that a notification leads to, None if there is nothing to delete.
 
-        :raises MalformedNotification: this, and any other error, makes it a dead letter
+        :raises MalformedNotification: the notification becomes a dead letter, as with any error
         """
         payload = notification.payload
         if not isinstance(payload, dict):
@@ -2975,7 +2979,7 @@ class Reporter:
         self._next_write = 0.0  # monotonic
 
     def tick(self) -> None:
-        """Report, in the listener's loop: an old file means that this loop is stuck."""
+        """Report. The listener's loop calls this, so an old file means that the loop is stuck."""
         notify_systemd(f"WATCHDOG=1\nSTATUS={self._listener.status()}")
         now = time.monotonic()
         if now >= self._next_write:
@@ -2983,13 +2987,16 @@ class Reporter:
             self.write_metrics()
 
     def write_metrics(self) -> None:
-        """Write `metrics_file`, if it is set: beside it and renamed, so nobody reads half of it."""
+        """Write `metrics_file`, if it is set.
+
+        A new file is written beside it and then renamed, so that nobody reads half of it.
+        """
         file = self._listener.config.default.metrics_file
         if not file:
             return
         try:
             with open(f"{file}.new", "w") as new:
-                os.fchmod(new.fileno(), 0o644)  # whatever the umask: others read it
+                os.fchmod(new.fileno(), 0o644)  # others must read it, so the umask does not count
                 new.write(self._listener.metrics())
             os.replace(f"{file}.new", file)
             self._troubles.end(file, f"metrics_file {file} is written again")
@@ -3002,7 +3009,7 @@ def run_process(listener: Listener) -> None:
 
     SIGTERM and SIGINT stop it, SIGHUP opens the log file again, SIGUSR1 logs the counters. One
     thread waits for these signals and all others block them, so they interrupt nothing. systemd
-    is told READY before there is a connection: an outage of the broker is no failed start.
+    is told READY before there is a connection, so that a start does not fail without a broker.
     """
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -3063,9 +3070,10 @@ class Drain(Listener):
     It differs from a listener in this:
 
     - it attempts retries before they are due, and also those that the broker delivered before
-    - it consumes the retry queue last, and takes only as many deliveries as were ready there then
-    - on each tick it stops if all is done, if nothing goes on, or if K2HR3 is in trouble
-    - a forced end is a failure (75)
+    - it consumes the retry queue last: it counts what is ready there, and takes no more than that
+    - on each tick it stops if all is done, or if nothing goes on; with empty notification queues
+      also if K2HR3 is in trouble
+    - if a second signal ends it, the exit code is 75
     """
 
     exit_code = os.EX_TEMPFAIL
@@ -3079,13 +3087,13 @@ class Drain(Listener):
     ) -> None:
         super().__init__(config, connect=connect, clock=clock)
         self.on_tick = self._stop_when_done
-        self.is_done = False
-        self.is_bound = True  # to all exchanges
+        self.is_done = False  # it took all that it had to take
+        self.is_bound = True  # no binding to an exchange has failed
         self.has_new_retries = False  # a retry came after they were counted
-        self._settled = 0  # deliveries
-        self._settled_at = clock.monotonic()  # when that changed
+        self._settled = 0  # deliveries, at the last tick
+        self._settled_at = clock.monotonic()  # when that last changed
         self._retries_left: int | None = None  # None: not counted yet
-        self._empty_looks = 0  # in a row
+        self._empty_looks = 0  # ticks in a row at which nothing was left
 
     def _may_retry(self) -> bool:
         return bool(self._retries_left) and super()._may_retry()
@@ -3096,7 +3104,8 @@ class Drain(Listener):
             super()._on_retry(delivery)
         else:
             self.has_new_retries = True
-            del delivery.consumer.unfinished[delivery.delivery_tag]  # it goes back at the end
+            # it is never acked, so it returns to its queue at the end
+            del delivery.consumer.unfinished[delivery.delivery_tag]
 
     def _bind(self, session: Session, queue: str, exchange: str, routing_key: str) -> bool:
         is_bound = super()._bind(session, queue, exchange, routing_key)
@@ -3149,7 +3158,8 @@ class Drain(Listener):
         ready = inspect_queue(session.connection, retry_queue).ready
         if ready == 0 and not self._is_empty(retry_queue):
             return
-        if self._retries_left is None or ready == 0:  # or other listeners took the rest
+        # not counted yet, or other listeners took the rest
+        if self._retries_left is None or ready == 0:
             self._retries_left = ready
             self._empty_looks = 0
             session.next_set_up = 0.0
@@ -3168,7 +3178,7 @@ def show_progress(done: int, left: int) -> None:
 
 #: The commands know the payloads of OpenStack only.
 ENDPOINT = Endpoint()
-#: What a command reports in one line.
+#: Errors that a command reports in one line.
 FAILURES = (Error, amqp.AMQPError)
 
 
@@ -3232,11 +3242,12 @@ def drain(config: Config, _arguments: argparse.Namespace) -> int:
     listener = Drain(config)
     run_process(listener)
     if listener.is_done and listener.is_bound:
-        # so its age is that of the last run that took all there was
+        # Only now, so the age of the file is the time since a run took all there was.
         Reporter(listener).write_metrics()
         if not listener.has_new_retries and not listener.counters["failed"]:
             with open_connection(config) as connection:
-                if ready_in(connection, config.queue + RETRY.copy_to) == 0:  # nothing moved there
+                # if some are ready, they were moved there meanwhile
+                if ready_in(connection, config.queue + RETRY.copy_to) == 0:
                     return 0
     return os.EX_TEMPFAIL
 
@@ -3589,7 +3600,11 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse.Namespace) -> str:
-    """List, move or drop the first dead letter; return what happened, or "" if it is not meant."""
+    """List, move or drop the first dead letter; return what happened.
+
+    A letter of an instance that was not asked for only goes to the end of the queue. Then, and if
+    there is no letter, the text is empty.
+    """
     queue = config.queue + DEAD_LETTER.copy_to
     method, properties, body = cast(Any, channel.basic_get(queue))
     if method is None:
@@ -3608,7 +3623,7 @@ def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse
         to = first_queue(config, subscriptions(config, ENDPOINT), properties)
         doubt = ours.get("x-k2hr3-doubt")
         ours = {"x-k2hr3-queue": to}
-        if doubt:  # only a retry can tell that
+        if doubt:  # the listener reads this header only in the retry queue
             to = config.queue + RETRY.copy_to
             ours["x-k2hr3-doubt"] = doubt
         result = f"moved to {to}"
@@ -3624,7 +3639,7 @@ def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse
         print(json.dumps(letter), flush=True)
     elif result:
         print(*(f"{name}={letter[name]}" for name in letter), flush=True)
-    if not to:  # only now: nobody could read it if the line above failed
+    if not to:  # not earlier: if the line could not be printed, nobody would know of the letter
         channel.basic_ack(method.delivery_tag)
     return result
 
@@ -3693,7 +3708,7 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _make(make: Callable[[Deletion], None], word: str, line: str) -> bool:
-    """Make the deletion of a line and tell it; return False if that failed."""
+    """Make the deletion of a line and say so; return False if that failed."""
     try:
         cuk, *ips = line.split()
         make(Deletion(cuk, tuple(ips)))
@@ -3707,7 +3722,8 @@ def _make(make: Callable[[Deletion], None], word: str, line: str) -> bool:
 def _lines(arguments: argparse.Namespace) -> list[str]:
     """Return the deletions to make, each one as a line of UUID and addresses."""
     if arguments.instance != "-":
-        # checked here: in a line an empty address would vanish, and all of the instance be deleted
+        # Checked here: an empty address would vanish in a line, and then the whole instance would
+        # be deleted.
         Deletion(arguments.instance, tuple(arguments.ip))
         return [" ".join([arguments.instance, *arguments.ip])]
     if arguments.ip:
@@ -3728,7 +3744,7 @@ def _queue_deletion(
 
 
 def _delete(api: RoleApi, breaker: Breaker, retries: int, deletion: Deletion) -> None:
-    """Attempt a deletion until it succeeds or no retries are left. In trouble, probe first.
+    """Attempt a deletion until it succeeds or no retries are left. In trouble, send probes first.
 
     :raises RoleApiError: the last error, when no retry is left or none can help
     """
