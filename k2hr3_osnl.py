@@ -754,7 +754,8 @@ class LenientConnection(_SelectConnection):  # type: ignore[misc]
 
     def _read_frame(self) -> Any:
         try:
-            return pika.frame.decode_frame(self._frame_buffer)  # all that pika's own does
+            # this is all that pika's own method does
+            return pika.frame.decode_frame(self._frame_buffer)
         except Exception:
             data = self._frame_buffer
             frame_type, channel, size = struct.unpack_from(">BHL", data)
@@ -1379,9 +1380,9 @@ class RoleApi:
     def _no_answer_error(self, error: Exception, seconds: float) -> RoleApiError:
         timed_out = isinstance(error, (urllib3.exceptions.TimeoutError, socket.timeout))
         was_connected = not isinstance(error, NOT_CONNECTED)
-        # K2HR3 may close an idle connection just when a request comes; that is no sign of anything
+        # K2HR3 may close an idle connection just when a request comes. Then it has not acted.
         was_idle = "RemoteDisconnected" in repr(error) and seconds < 1
-        # without urllib3's names of its own objects
+        # remove the names that urllib3 gives to its own objects
         text = re.sub(r"<[^>]*>: |\w*Connection\w*\([^)]*\): ", "", str(error))
         return RoleApiError(
             f"{self._request}: {type(error).__name__}: {printable(text)}",
@@ -1976,7 +1977,7 @@ class Attempts:
         """Take the results; return them in a snapshot; `now` is monotonic."""
         with self._changed:
             self._is_woken = False
-            is_overdue = self._fresh.is_overdue(now)  # before what was held comes back
+            is_overdue = self._fresh.is_overdue(now)  # asked before held ones come back
             held = self._held
             self._held = []
             for delivery in held:
@@ -1988,7 +1989,7 @@ class Attempts:
             self._results = []
             # each finished job has exactly one such outcome
             self._running -= sum(isinstance(outcome, Attempted) for _, outcome in results)
-            if self._breaker.failures:  # workers wait until nothing is running
+            if self._breaker.failures:  # after a failure workers wait until nothing runs
                 self._changed.notify_all()
             waiting = len(self._fresh) + len(self._retries)
             return Snapshot(results, self._breaker.open, self._running, waiting)
@@ -2186,7 +2187,7 @@ class Doubts:
         self.in_doubt = RecentSet(size)  # an attempt may have left a member behind
         self.told = RecentSet(size)  # there is a dead letter, or one is being copied
         self._minute_ends = 0.0  # monotonic
-        self._count = 0  # in this minute
+        self._count = 0  # letters in this minute
 
     def tell(self, cuk: str, now: float) -> None:
         """Log that an instance gets a dead letter; `now` is monotonic."""
@@ -2216,7 +2217,8 @@ class QueueWatch:
     """
 
     def __init__(self) -> None:
-        self.ready: dict[str, int] = {}  # messages in the queues that were there, as last seen
+        #: ready messages in each queue that was there at the last look
+        self.ready: dict[str, int] = {}
         self._last = QueueState(consumers=1)  # the last look; with a consumer it is not compared
         self._begun = 0  # copies that were confirmed or under way when it was answered
 
@@ -2511,14 +2513,15 @@ class Listener:
     def _wake(self) -> None:
         """Have `process_data_events` return. Safe from any thread."""
         session = self._session
-        with contextlib.suppress(Exception):  # if it is lost, the listener's thread will see that
+        # if the connection is lost, the listener's thread will see that
+        with contextlib.suppress(Exception):
             if session:
                 session.connection.add_callback_threadsafe(lambda: None)
 
     # While connected
 
     def _loop_once(self, session: Session) -> None:
-        """Receive, collect results and decide, and ack."""
+        """Receive, collect results, decide and ack. About twice a second, call `on_tick`."""
         # The workers have enough to do for 10 ms, and reading less often saves a third of the CPU.
         if self._snapshot.waiting > 50 and self._snapshot.running:
             self._clock.sleep(0.01)
@@ -2776,9 +2779,8 @@ class Listener:
             is_own = copied is Copied.FAILED
             delivery.copy_at = now + (self.config.k2hr3.retry_interval_seconds if is_own else 1.0)
             self._attempts.submit(delivery, now)
-            self._session.next_set_up = min(
-                self._session.next_set_up, now + 5
-            )  # look if the queue is missing
+            # look for a missing queue soon
+            self._session.next_set_up = min(self._session.next_set_up, now + 5)
         elif delivery.verdict is DOUBTFUL:  # as in _drop: it comes again, and needs a letter then
             self._doubts.told.pop(delivery.deletion.cuk, None)
 
@@ -2798,6 +2800,10 @@ class Listener:
         session.next_set_up = self._clock.monotonic() + (30.0 if all(found) else 5.0)
 
     def _watch_retry_queue(self, session: Session) -> None:
+        """Look at the retry queue; log how many deletions have disappeared from it.
+
+        A look that may be wrong is not compared.
+        """
         queue = self._queue_for(RETRY)
         copies = self._publisher.copies_to(queue)
         confirmed = copies.confirmed
@@ -2853,6 +2859,10 @@ class Listener:
         return not self._snapshot.in_trouble
 
     def _ensure(self, session: Session, queue: str, create: str) -> bool:
+        """Check a queue, and create it if it is missing; return True if it is there.
+
+        :param create: as of `ensure_queue`
+        """
         state = inspect_queue(session.connection, queue)
         if state.refused and state.refused.reply_code == 404:
             consumer = session.consumer_of(queue)
@@ -2896,6 +2906,11 @@ class Listener:
         return self._report(f"consumer of {queue}", f"read permission on {queue}", refused)
 
     def _report(self, what: str, needs: str, refused: amqp.ChannelClosedByBroker | None) -> bool:
+        """Log a refusal by the broker, or that it is over; return True if there is none.
+
+        :param what: what is set up
+        :param needs: the permission to check after a 403
+        """
         if refused is None:
             self._troubles.end(what, f"{what}: recovered")
             return True
