@@ -1449,7 +1449,7 @@ class Breaker:
         self._pause = 1.0
         self._probe_at = 0.0
 
-    def attempted(self, error: RoleApiError | None, seconds: float) -> None:
+    def count_attempt(self, error: RoleApiError | None, seconds: float) -> None:
         """Count an attempt, which took `seconds`.
 
         A time-out, or a failure after 5 s, counts as three: it kept K2HR3 busy for long. A
@@ -1475,7 +1475,7 @@ class Breaker:
         """True if the next request must be a probe, at once; `now` is monotonic."""
         return self.seconds_to_probe(now) == 0
 
-    def probed(self, error: RoleApiError | None, now: float, seconds: float) -> None:
+    def count_probe(self, error: RoleApiError | None, now: float, seconds: float) -> None:
         """Close if the probe succeeded, else open; `now` is monotonic.
 
         :param seconds: how long the probe took. The next pause is at least as long, since a probe
@@ -2046,9 +2046,9 @@ class Attempts:
             error, seconds = attempted
             failures_before = self._breaker.failures
             if isinstance(job, Probe):
-                self._breaker.probed(error, now, seconds)
+                self._breaker.count_probe(error, now, seconds)
             else:
-                self._breaker.attempted(error, seconds)
+                self._breaker.count_attempt(error, seconds)
             if self._breaker.open:
                 self._skip_fresh(SKIP_IN_TROUBLE)
             if failures_before and not self._breaker.failures:  # more jobs may run now
@@ -3768,12 +3768,12 @@ def _delete(api: RoleApi, breaker: Breaker, retries: int, deletion: Deletion) ->
         if breaker.needs_probe:
             time.sleep(breaker.seconds_to_probe(time.monotonic()))
             error, seconds = make_attempt(api, Probe().deletion)
-            breaker.probed(error, time.monotonic(), seconds)
+            breaker.count_probe(error, time.monotonic(), seconds)
         elif number:
             time.sleep(1)
         if error is None:
             error, seconds = make_attempt(api, deletion)
-            breaker.attempted(error, seconds)
+            breaker.count_attempt(error, seconds)
         if error is None:
             return
         if number == retries or error.is_permanent:

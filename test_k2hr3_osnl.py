@@ -2081,7 +2081,7 @@ def test_three_failures_in_a_row_or_one_timeout_ask_for_a_probe(
 ) -> None:
     breaker = Breaker(longest=60)
     for error in attempts:
-        breaker.attempted(error, 0.1)
+        breaker.count_attempt(error, 0.1)
 
     assert breaker.is_probe_due(now=1000) is probes
     assert breaker.open is False
@@ -2090,12 +2090,12 @@ def test_three_failures_in_a_row_or_one_timeout_ask_for_a_probe(
 def test_a_probe_that_succeeds_leaves_it_closed_and_counts_from_zero() -> None:
     breaker = Breaker(longest=60)
     for _ in range(3):
-        breaker.attempted(FAILS, 0.1)
-    breaker.probed(None, now=1000, seconds=0.1)
+        breaker.count_attempt(FAILS, 0.1)
+    breaker.count_probe(None, now=1000, seconds=0.1)
 
     assert not breaker.open
-    breaker.attempted(FAILS, 0.1)
-    breaker.attempted(FAILS, 0.1)
+    breaker.count_attempt(FAILS, 0.1)
+    breaker.count_attempt(FAILS, 0.1)
     assert not breaker.is_probe_due(now=1000)
 
 
@@ -2107,19 +2107,19 @@ def test_while_open_probes_follow_after_growing_jittered_pauses(
     longest: int, pauses: list[int]
 ) -> None:
     breaker, now = Breaker(longest), 1000.0
-    breaker.attempted(TIMES_OUT, 0.1)
+    breaker.count_attempt(TIMES_OUT, 0.1)
     for pause in pauses:
-        breaker.probed(FAILS, now, seconds=0.1)
+        breaker.count_probe(FAILS, now, seconds=0.1)
         assert breaker.open
         assert not breaker.is_probe_due(now + pause / 2)
         now += min(1.5 * pause, longest)
         assert breaker.is_probe_due(now)
     # Then a success closes it, and the pauses begin anew
-    breaker.probed(None, now, seconds=0.1)
+    breaker.count_probe(None, now, seconds=0.1)
     assert not breaker.open
     assert not breaker.is_probe_due(now)
-    breaker.attempted(TIMES_OUT, 0.1)
-    breaker.probed(FAILS, now, seconds=0.1)
+    breaker.count_attempt(TIMES_OUT, 0.1)
+    breaker.count_probe(FAILS, now, seconds=0.1)
     assert breaker.is_probe_due(now + 1.5)
 
 
@@ -2128,7 +2128,7 @@ def test_while_open_probes_follow_after_growing_jittered_pauses(
 )
 def test_retry_after_is_honoured_within_the_longest_pause(retry_after: float, due: float) -> None:
     breaker = Breaker(longest=30)
-    breaker.probed(RoleApiError("503", 503, retry_after=retry_after), now=1000, seconds=0.1)
+    breaker.count_probe(RoleApiError("503", 503, retry_after=retry_after), now=1000, seconds=0.1)
 
     assert not breaker.is_probe_due(1000 + due / 2)
     assert breaker.is_probe_due(1000 + due)
