@@ -115,7 +115,8 @@ class RoleApiError(Error):
     :param status: the HTTP status; None if there was no answer
     :param timed_out: the answer was late or incomplete
     :param may_have_acted: K2HR3 may have begun to delete, and stopped half-way
-    :param retry_after: seconds from the header Retry-After; 0 if there is none
+    :param retry_after: seconds from the header Retry-After; 0 if there is none. Only that of a
+        probe has an effect, see `Breaker`.
     """
 
     def __init__(
@@ -280,7 +281,7 @@ class Tls(NamedTuple):
 
 
 def option(kind: Kind, default: Any, meaning: str) -> Any:
-    """Define an option: a field of its section's dataclass.
+    """Define an option: a field of its section's dataclass. A new option needs nothing else here.
 
     :param meaning: the line about it in the settings file k2hr3_osnl.ini (a test compares them)
     """
@@ -3799,6 +3800,7 @@ def _flag(text: str) -> dict[str, Any]:
     return {"action": "store_true", "help": text}
 
 
+#: The commands. A new one is a function and a row here; its docstring is what --help shows.
 COMMANDS = {
     "listen": Command(listen, "k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini"),
     "drain": Command(drain, "*/5 * * * * k2hr3-osnl drain"),
