@@ -2335,8 +2335,8 @@ class Listener:
     During a stop it can be in none of them: a copy that fails then is not made again.
 
     When a channel closes, the broker delivers again what is not acked. What waits here is dropped.
-    What a worker or the publisher has goes on, and the result is logged and counted. After an
-    attempt only a delivery in doubt is still copied (see `Doubts`).
+    What a worker or the publisher has goes on, and the result is logged and counted. If it then
+    needs a copy, only a delivery in doubt gets one (see `Doubts`).
 
     These threads work here:
 
@@ -3616,11 +3616,7 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse.Namespace) -> str:
-    """List, move or drop the first dead letter; return what happened.
-
-    A letter of an instance that was not asked for only goes to the end of the queue. Then, and if
-    there is no letter, the text is empty.
-    """
+    """List, move or drop the first dead letter; return what happened, "" if it is not asked for."""
     queue = config.queue + DEAD_LETTER.copy_to
     method, properties, body = cast(Any, channel.basic_get(queue))
     if method is None:
