@@ -2642,7 +2642,8 @@ class Listener:
         if delivery.is_retry and not self._attempts_at_once:
             delivery.due = now + self._seconds_until_due(delivery)
         returns = number_header(delivery.properties, "x-delivery-count")
-        # a retry may have been returned once: our own look into its queue does that, see _is_empty
+        # A retry may have been returned once, since listeners themselves return retries, see
+        # _leave_retry_queue and _is_empty.
         if delivery.is_retry and (returns < 2 or self._attempts_at_once):
             returns = 0
         if returns:  # its queue may drop it after some more; a copy starts at zero
