@@ -747,14 +747,21 @@ def wait_for_another(stage: Stage) -> None:
     wait_until(lambda: stage.done > before, 60, "a deletion")
 
 
-def bring_back(node: Broker, stage: Stage) -> None:
-    """Start a node, and wait until each of the stage's queues has all its members again."""
+def ready_by_amqp(node: Broker, queue: str) -> int:
+    """How many ready messages a node says that a queue has."""
+    with contextlib.closing(node.amqp()) as connection:
+        return int(connection.channel().queue_declare(queue, passive=True).method.message_count)
+
+
+def bring_back(stage: Stage, *nodes: Broker) -> None:
+    """Start nodes, and wait until each of the stage's queues has all its members again."""
 
     def all_online() -> bool:
         queues = map(stage.broker.queue, (stage.pool, stage.retry, stage.dead))
         return all(len(queue["online"]) == len(stage.lab.nodes) for queue in queues)
 
-    node.start()
+    for node in nodes:
+        node.start()
     wait_until(all_online, 60, "all members of the queues to be online")
 
 
@@ -768,8 +775,31 @@ def node_killed(stage: Stage) -> None:
             node.kill()
             stage.see(f"{which} was gone", not node.running)
             wait_for_another(stage)
-            bring_back(node, stage)
+            bring_back(stage, node)
         stage.repaired()
+
+
+@on_cluster
+def leader_missing(stage: Stage) -> None:
+    """cluster: two of three nodes killed for a minute, API down: queues without a leader"""
+    listener = stage.listen()
+    stage.down(Status(503))
+    stage.publish()
+    wait_until(lambda: stage.depth(stage.retry).ready >= stage.count - 3, 60, "all to wait")
+    for node in stage.lab.nodes[1:]:
+        node.kill()
+    try:
+        wait_until(lambda: ready_by_amqp(stage.broker, stage.retry) == 0, 60, "no leader")
+        stage.see("the broker calls the retry queue empty")
+        time.sleep(stage.pick(40, 70))  # the listener looks at its queues every 30 s
+        stage.must("nothing is told to be missing", stage.told == 0)
+    finally:
+        bring_back(stage, *stage.lab.nodes[1:])
+    stage.repaired()
+    stage.wait_until_deleted()
+    stage.must(
+        "nothing is told to be missing, nor deleted", "was deleted, with" not in listener.log
+    )
 
 
 @on_cluster
@@ -794,7 +824,7 @@ def listener_and_node_killed(stage: Stage) -> None:
         node.kill()
         stage.see("both are gone", first.process.returncode == -signal.SIGKILL and not node.running)
         wait_for_another(stage)
-        bring_back(node, stage)
+        bring_back(stage, node)
         stage.repaired()
 
 
