@@ -4538,6 +4538,7 @@ def test_dead_letters_survive_being_listed_on_a_queue_with_a_delivery_limit(
     for message in broker.messages(DEAD):
         found = headers(message)
         assert found.pop("x-delivery-count") <= 2  # our own looks
+        found.pop("x-acquired-count", None)  # RabbitMQ 4.3 counts these, too
         assert found == {
             "x-k2hr3-queue": POOL,
             "x-k2hr3-attempts": 4,
