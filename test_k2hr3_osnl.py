@@ -557,6 +557,7 @@ def theirs(file: Path) -> dict[tuple[str, str], Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -1359,6 +1360,7 @@ def test_the_quick_look_never_differs_from_the_full_decode(body: bytes) -> None:
     assert quick is None or quick.decode() == decode(body, properties()).event_type
 
 
+@pytest.mark.slow
 @thorough(150)
 @given(body=OSLO_BODIES)
 def test_notifications_are_read_as_oslo_messaging_reads_them(body: bytes) -> None:
@@ -1385,6 +1387,7 @@ def source_with(**rules: str) -> Source:
     return source
 
 
+@pytest.mark.slow
 @thorough(150)
 @given(body=OSLO_BODIES, rules=RULES)
 def test_the_filter_accepts_what_oslo_accepts(body: bytes, rules: dict[str, Any]) -> None:
@@ -1880,6 +1883,7 @@ def babbling(reply: bytes, again: bytes) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reply", "again", "timed_out"),
     [
@@ -1904,6 +1908,7 @@ def test_a_server_that_talks_nonsense_is_a_failure_in_time(
     assert timed_out in (None, error.timed_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [b"", b"\x16\x03\x03\x40\x00" + b"x" * 100])
 def test_a_tls_handshake_that_does_not_end_is_a_failure_in_time(again: bytes) -> None:
     with babbling(b"", again) as address:
@@ -2035,6 +2040,7 @@ def test_a_tls_connection_is_opened_once_and_kept_alive(
         assert (len(api.requests), api.connections) == (2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [Hang(), Drip(0.05), Reset()], ids=repr)
 def test_an_attempt_over_tls_ends_in_time(certificates: Certificates, fault: Fault) -> None:
     with RoleApi(tls=certificates.context()) as api:
@@ -2348,7 +2354,7 @@ def test_while_k2hr3_does_not_keep_up_all_that_is_fresh_is_skipped() -> None:
     [
         ({}, 0.1, False),
         ({}, 8.1, True),  # K2HR3 may have kept the member
-        ({"attempts": 1, "retry": True}, 0.1, False),
+        ({"attempts": 1, "is_retry": True}, 0.1, False),
         ({"is_doubtful": True}, 0.1, True),
         ({"ips": ("10.0.0.5",)}, 0.1, True),
     ],
@@ -3847,6 +3853,7 @@ def test_a_wrong_command_line_is_usage(command: Run, arguments: str) -> None:
     assert done.stderr.startswith("usage: ")
 
 
+@pytest.mark.slow
 def test_help_tells_options_commands_exit_codes_and_environment(command: Run) -> None:
     assert command(None, "-v").stdout == f"k2hr3_osnl {k2hr3_osnl.__version__}\n"
     done = command(None, "--help")
@@ -4666,6 +4673,7 @@ def test_a_replay_that_is_killed_loses_nothing(
 # --- delete -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("addresses", "left"),
     [([], set()), (["10.0.0.5"], {"2001:db8::5"}), (["10.0.0.5", "2001:db8::5"], set())],
@@ -4744,6 +4752,7 @@ def test_delete_takes_any_bytes_on_standard_input(api: RoleApi, command: Run) ->
     assert (done.returncode, api.requests) == (1, [])
 
 
+@pytest.mark.slow
 def test_delete_spares_a_k2hr3_in_trouble_and_prints_all_that_is_left(
     api: RoleApi, command: Run
 ) -> None:
@@ -4774,6 +4783,7 @@ def test_delete_goes_on_when_a_k2hr3_in_trouble_is_well_again(api: RoleApi, comm
     assert api.deleted >= set(instances)
 
 
+@pytest.mark.slow
 def test_a_slow_failure_counts_as_three_for_the_command_too(api: RoleApi) -> None:
     api.fault = Status(503)
     api.delay = 5.1
