@@ -550,6 +550,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="keep the history in any case")
     parser.add_argument("--check", type=Path, metavar="HISTORY", help="only judge this one")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # ends what it started
     random_seed = secrets.randbelow(10**6)
     seeds = options.seed or ([*QUICK_SEEDS, random_seed] if options.quick else [random_seed])
     minutes = QUICK_MINUTES if options.quick else options.minutes
