@@ -399,7 +399,7 @@ class Load(threading.Thread):
                 time.sleep(0.2)  # five times a second, be it the broker or the binding that is away
             due = max(due + 1 / self.rate, time.monotonic() - 0.1) if self.rate else 0.0
             if due > time.monotonic():
-                time.sleep(due - time.monotonic())  # the pace
+                time.sleep(max(0.0, due - time.monotonic()))  # the pace
         if connection:
             connection.close()
 
