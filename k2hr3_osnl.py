@@ -1911,6 +1911,8 @@ class FreshQueue(Deque[Delivery]):
         elif now - self._last_added > 1:
             self._busy_since = math.inf
         self._is_late = now - self._busy_since > self._hold_seconds
+        if self._is_late and any(each.verdict is None for each in self):
+            self._last_added = now  # more comes when these are skipped: the prefetch held it up
         return self._is_late
 
 

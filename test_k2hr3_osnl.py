@@ -2330,12 +2330,14 @@ def test_while_k2hr3_does_not_keep_up_all_that_is_fresh_is_skipped() -> None:
     late, retry = workers.submit(), workers.submit(is_retry=True)
     assert workers.collect().results == []
     workers.now += 29
-    # Given that something fresh has waited all the time, though not the same
+    # Given that something fresh has waited all the time, though not the same, and that as many
+    # wait as the broker gives out, so that nothing is added
     fresh = workers.submit()
     assert {workers.take(), workers.take()} == {late, retry}
     assert workers.collect().results == []
     workers.now += 2
     assert workers.collect().results == [(fresh, k2hr3_osnl.SKIP_LATE)]
+    assert workers.collect().results == []
     # Then what comes meanwhile is skipped, too
     workers.now += 0.9
     fresh = workers.submit()
