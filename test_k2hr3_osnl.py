@@ -1116,6 +1116,7 @@ DRIVERS_OPTIONS = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["section", "query"])
 @pytest.mark.parametrize("given", DRIVERS_OPTIONS.split())
 def test_the_drivers_options_are_read_as_oslo_messaging_reads_them(
@@ -3629,6 +3630,7 @@ def test_an_embedded_listener_stops_in_time_though_the_broker_stalls(
             assert not running.thread.is_alive()
 
 
+@pytest.mark.slow
 def test_an_error_in_the_thread_that_listens_is_no_good_end(api: RoleApi) -> None:
     # Given a tick that fails, in the pause after a failed connection
     change = "k2hr3_osnl.Reporter.tick = lambda self: 1 / 0"
@@ -3893,6 +3895,7 @@ def test_a_missing_package_is_one_line_that_names_it(
     assert f"install the package python3-{missing}" in one_line(done.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["missing/log", ""], ids=["no-such-folder", "a-folder"])
 @pytest.mark.parametrize("given", ["settings", "command line"])
 def test_a_log_file_that_cannot_be_written_is_a_settings_error(
@@ -4417,6 +4420,7 @@ def test_dump_shows_what_a_listener_beside_it_deletes(
     assert set(broker.queues()) == set(QUEUES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", ["-1", "0", "9" * 30])
 def test_dump_refuses_a_count_that_is_none(command: Run, count: str) -> None:
     done = command(settings(NOBODY, "http://127.0.0.1:1"), "dump", "--count", count)
