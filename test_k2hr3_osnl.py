@@ -157,13 +157,6 @@ def neutron(broker: Broker) -> Callable[..., None]:
     return partial(delete_ports, broker)
 
 
-@pytest.fixture
-def api() -> Iterator[RoleApi]:
-    """A Role API that is well."""
-    with RoleApi() as api:
-        yield api
-
-
 def cuks(count: int) -> list[str]:
     """Fresh instance ids."""
     return [str(uuid.uuid4()) for _ in range(count)]

@@ -41,12 +41,6 @@ def broker(the_broker: Broker) -> Broker:
     return the_broker
 
 
-@pytest.fixture
-def api() -> Iterator[RoleApi]:
-    with RoleApi() as api:
-        yield api
-
-
 def publish(service: Notifier) -> None:
     """Have a service publish something, for which it makes its exchange and default queue."""
     service.notify(*noise()[0])

@@ -34,13 +34,6 @@ BUILD = f'build_info{{version="{__version__}"}}'
 Alerts = set[tuple[str, str]]  # name without K2hr3Osnl, and job
 
 
-@pytest.fixture(scope="module")
-def the_broker() -> Iterator[Broker]:
-    """A RabbitMQ for all tests."""
-    with Broker() as broker:
-        yield broker
-
-
 @pytest.fixture
 def broker(the_broker: Broker) -> Broker:
     """The RabbitMQ, with Neutron's exchange and no queues."""
@@ -48,13 +41,6 @@ def broker(the_broker: Broker) -> Broker:
         the_broker.delete_queue(name)
     add_exchange(the_broker)
     return the_broker
-
-
-@pytest.fixture
-def api() -> Iterator[RoleApi]:
-    """A Role API that is well."""
-    with RoleApi() as api:
-        yield api
 
 
 def add_exchange(broker: Broker) -> None:

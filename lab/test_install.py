@@ -63,12 +63,6 @@ REMOVE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def the_broker() -> Iterator[Broker]:
-    with Broker() as broker:
-        yield broker
-
-
 @pytest.fixture
 def broker(the_broker: Broker) -> Broker:
     """A RabbitMQ with Neutron's exchange and our queues, empty, the first one bound."""
@@ -81,12 +75,6 @@ def broker(the_broker: Broker) -> Broker:
             channel.queue_declare(name, durable=True)
         channel.queue_bind(POOL, "neutron", "notifications.info")
     return the_broker
-
-
-@pytest.fixture
-def api() -> Iterator[RoleApi]:
-    with RoleApi() as api:
-        yield api
 
 
 @pytest.fixture
