@@ -37,13 +37,6 @@ def broker() -> Iterator[Broker]:
         yield broker
 
 
-@pytest.fixture
-def api() -> Iterator[RoleApi]:
-    """A Role API that is well."""
-    with RoleApi() as api:
-        yield api
-
-
 def block(text: str, language: str, word: str = "") -> str:
     """Return the first code block of a language that has a word."""
     blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", text, re.S)
@@ -132,8 +125,7 @@ def test_the_first_settings_hear_neutron_and_nova(tmp_path: Path) -> None:
 
 def test_permissions_and_policy_of_the_readme_are_enough(broker: Broker, api: RoleApi) -> None:
     # Given the user and the policy of the README
-    broker.set_password("k2hr3", "secret")
-    for arguments in ctl_lines(README, "set_"):
+    for arguments in ctl_lines(README, "k2hr3"):
         broker.ctl(*arguments)
     alive, gone = str(uuid.uuid4()), str(uuid.uuid4())
     with (
