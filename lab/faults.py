@@ -735,9 +735,9 @@ def two_listeners(stage: Stage) -> ListenerProcess:
     return first
 
 
-def leader(stage: Stage) -> Broker:
-    """The node that leads the notification queue."""
-    name = stage.broker.queue(stage.pool)["leader"]
+def leader(stage: Stage, queue: str = "") -> Broker:
+    """The node that leads a queue, by default the notification queue."""
+    name = stage.broker.queue(queue or stage.pool)["leader"]
     return next(node for node in stage.lab.nodes if node.running and node.name == name)
 
 
@@ -786,7 +786,10 @@ def leader_missing(stage: Stage) -> None:
     stage.down(Status(503))
     stage.publish()
     wait_until(lambda: stage.depth(stage.retry).ready >= stage.count - 3, 60, "all to wait")
-    for node in stage.lab.nodes[1:]:
+    # the leader first: it would go on telling how many it has, alone as it is
+    leading = leader(stage, stage.retry)
+    (other, _) = (node for node in stage.lab.nodes if node is not leading)
+    for node in (leading, other):
         node.kill()
     try:
         wait_until(lambda: ready_by_amqp(stage.broker, stage.retry) == 0, 60, "no leader")
@@ -794,7 +797,7 @@ def leader_missing(stage: Stage) -> None:
         time.sleep(stage.pick(40, 70))  # the listener looks at its queues every 30 s
         stage.must("nothing is told to be missing", stage.told == 0)
     finally:
-        bring_back(stage, *stage.lab.nodes[1:])
+        bring_back(stage, leading, other)
     stage.repaired()
     stage.wait_until_deleted()
     stage.must(
