@@ -249,15 +249,20 @@ def one_at_a_time(history: History) -> Iterator[str]:
     """After a failure one request at a time, until the next success (DESIGN 3.3)."""
     for api in range(len(history.settings["concurrency"])):
         requests = [each for each in history.all["request"] if each["api"] == api]
-        ended = [(each["ended"], each["status"] or 0) for each in requests if each["ended"]]
+        ended = [
+            (each["ended"], each["status"] or 0, each["begun"])
+            for each in requests
+            if each["ended"]
+        ]
         ends = sorted(ended, key=itemgetter(0))
         begins = [life.begun for life in history.processes if life.who == str(api)]
         resumed = [fault.ended for fault in history.faults if fault.name == "listener paused"]
         for each in requests:
             now = each["begun"]
             began = max((when for when in begins if when <= now), default=now)
-            known = [end for end in ends if began <= end[0] <= now - KNOWN]
-            succeeded = any(status // 100 == 2 for end, status in ends if now - SLACK < end <= now)
+            # a request of an earlier process can end after that process
+            known = [end for end in ends if began <= end[2] and end[0] <= now - KNOWN]
+            succeeded = any(end[1] // 100 == 2 for end in ends if now - SLACK < end[0] <= now)
             is_failing = known and known[-1][1] // 100 != 2 and not succeeded
             is_new = any(now - SLACK < when <= now for when in (began, *resumed))
             others = any(one["begun"] < now < (one["ended"] or now) for one in requests)
