@@ -89,7 +89,7 @@ def test_what_goes_unseen_with_a_deleted_queue_is_not_lost() -> None:
 
 def test_a_failure_that_an_earlier_process_began_does_not_bind_the_next_one() -> None:
     lives = [process("0", 0, 20, how="killed", code=-9), process("0", 20.1, 200)]
-    requests = [request(19, 21, None), request(40, 41), request(40, 41)]
+    requests = [request(19, 21, None), request(40, 41), request(40.1, 41)]
     assert judged(PUBLISHED, store(ALIVE), *lives, *requests).problems == ()
 
 
