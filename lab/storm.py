@@ -247,8 +247,8 @@ class Storm:
 
     def delete_queue(self, queue: str) -> None:
         """Write down what a queue holds, and delete it; some can come between these two."""
-        begun = self.now()
         self.note_found("taken", queue)
+        begun = self.now()
         with contextlib.closing(self.broker.amqp()) as connection:
             unacked = self.broker.depth(queue).unacked
             left = connection.channel().queue_delete(queue).method.message_count

@@ -166,8 +166,9 @@ def touches(fault: Span) -> str:
 
 
 def unseen(history: History, deleted: Event) -> int:
-    """Return how many messages went with a deleted queue without being seen: those that came just
-    before, and those that a listener held and could not copy because of another fault."""
+    """Return how many messages went with a deleted queue without being seen: those that came while
+    it was deleted (RabbitMQ confirms them, and nobody has them), and those that a listener held and
+    could not copy because of another fault."""
     when = deleted["t"]
     others = [
         fault
@@ -178,7 +179,7 @@ def unseen(history: History, deleted: Event) -> int:
     came = sum(
         each["begun"] <= when and deleted["begun"] <= each["t"] for each in history.all["publish"]
     )
-    return int(deleted["left"] + (deleted["unacked"] + came if others else 0))
+    return int(deleted["left"] + came + (deleted["unacked"] if others else 0))
 
 
 # The promises: each yields how it was broken

@@ -83,6 +83,8 @@ DELETED = event("deleted", 12, begun=11.9, queue=RETRY, left=1, unacked=0)
 
 def test_what_goes_unseen_with_a_deleted_queue_is_not_lost() -> None:
     assert judged(*NOT_MADE, DELETED).problems == ()
+    meanwhile = event("publish", 12, begun=11.95, **{**NOTIFICATION, "id": "c"})
+    assert judged(*NOT_MADE, meanwhile, DELETED).problems == ()
     later = event("publish", 13, begun=12.5, **{**NOTIFICATION, "id": "b"})
     assert "2 lost" in judged(*NOT_MADE, later, DELETED).problems[0]
 
