@@ -280,50 +280,53 @@ class Tls(NamedTuple):
         return context
 
 
-def option(kind: Kind, default: Any, meaning: str) -> Any:
+def option(kind: Kind, default: Any) -> Any:
     """Define an option: a field of its section's dataclass. A new option needs nothing else here.
 
-    :param meaning: the line about it in the settings file k2hr3_osnl.ini (a test compares them)
+    The comment above it is the line about it in the settings file k2hr3_osnl.ini (a test compares).
     """
-    metadata = {"kind": kind, "meaning": meaning}
-    has_password = kind is TRANSPORT_URL
-    return dataclasses.field(default=default, repr=not has_password, metadata=metadata)
+    has_no_password = kind is not TRANSPORT_URL
+    return dataclasses.field(default=default, repr=has_no_password, metadata={"kind": kind})
 
 
 @dataclass(frozen=True)
 class Default:
     """``[DEFAULT]``: other sections do not inherit its options, except transport_url."""
 
-    log_file: str = option(
-        LOG_FILE, "sys.stderr", "sys.stderr, sys.stdout, or a file that is rotated daily"
-    )
-    debug_level: str = option(LEVEL, "info", "log level of this program")
-    libs_debug_level: str = option(LEVEL, "warn", "log level of pika and urllib3")
-    metrics_file: str = option(METRICS_FILE, "", "figures for Prometheus, written here every 15 s")
-    transport_url: str = option(TRANSPORT_URL, "", "used if the next section has none")
+    # sys.stderr, sys.stdout, or a file that is rotated daily
+    log_file: str = option(LOG_FILE, "sys.stderr")
+    # log level of this program
+    debug_level: str = option(LEVEL, "info")
+    # log level of pika and urllib3
+    libs_debug_level: str = option(LEVEL, "warn")
+    # figures for Prometheus, written here every 15 s
+    metrics_file: str = option(METRICS_FILE, "")
+    # used if the next section has none
+    transport_url: str = option(TRANSPORT_URL, "")
 
 
 @dataclass(frozen=True)
 class Source:
     """``[oslo_messaging_notifications]`` or one of its named sections: what to consume."""
 
-    transport_url: str = option(
-        TRANSPORT_URL,
-        "rabbit://guest:guest@127.0.0.1:5672/",
-        "the brokers that OpenStack publishes to",
-    )
-    topic: str = option(NAME, "notifications", "routing keys are <topic>.<priority>")
-    exchange: str = option(NAME, "neutron", "control_exchange of the publishing service")
-    event_type: Regex = option(REGEX, re.compile(r"^port\.delete\.end$"), "event types to accept")
-    publisher_id: Regex = option(REGEX, re.compile(r"^network.*$"), "publishers to accept")
-    context: Rules = option(RULES, (), "key:regex,key:regex that the request context must match")
-    metadata: Rules = option(
-        RULES, (), "key:regex,key:regex that message_id and timestamp must match"
-    )
-    payload: Rules = option(RULES, (), "key:regex,key:regex that the payload must match")
-    pool: str = option(
-        POOL, "k2hr3_osnl", "our queue; if empty, the services' queues <topic>.<priority>"
-    )
+    # the brokers that OpenStack publishes to
+    transport_url: str = option(TRANSPORT_URL, "rabbit://guest:guest@127.0.0.1:5672/")
+    # routing keys are <topic>.<priority>
+    topic: str = option(NAME, "notifications")
+    # control_exchange of the publishing service
+    exchange: str = option(NAME, "neutron")
+    # event types to accept
+    event_type: Regex = option(REGEX, re.compile(r"^port\.delete\.end$"))
+    # publishers to accept
+    publisher_id: Regex = option(REGEX, re.compile(r"^network.*$"))
+    # key:regex,key:regex that the request context must match
+    context: Rules = option(RULES, ())
+    # key:regex,key:regex that message_id and timestamp must match
+    metadata: Rules = option(RULES, ())
+    # key:regex,key:regex that the payload must match
+    payload: Rules = option(RULES, ())
+    # our queue; if empty, the services' queues <topic>.<priority>
+    pool: str = option(POOL, "k2hr3_osnl")
     name: str = "oslo_messaging_notifications"
 
 
@@ -331,32 +334,30 @@ class Source:
 class Rabbit:
     """``[oslo_messaging_rabbit]``: the options of oslo.messaging's driver that are used here."""
 
-    ssl: bool = option(BOOLEAN, False, "TLS to the broker")
-    ssl_ca_file: str = option(
-        FILE, "", "CA of the broker; if empty, its certificate is not verified"
-    )
-    ssl_cert_file: str = option(FILE, "", "our certificate")
-    ssl_key_file: str = option(FILE, "", "key of our certificate")
-    ssl_enforce_hostname_verification: bool = option(
-        BOOLEAN, True, "the broker's certificate must name its host"
-    )
-    rabbit_login_method: str = option(LOGIN, "AMQPLAIN", "AMQPLAIN and PLAIN are sent as PLAIN")
-    rabbit_quorum_queue: bool = option(BOOLEAN, False, "create quorum queues")
-    rabbit_qos_prefetch_count: int = option(
-        _clamped_number(0, 65535), 200, "limit of unacked notifications; 0 means 200"
-    )
-    heartbeat_timeout_threshold: int = option(
-        _clamped_number(0, 3600), 60, "seconds without an answer end a connection; 0: no heartbeat"
-    )
-    rabbit_retry_interval: int = option(
-        _clamped_number(1, 3600), 1, "seconds before connecting again"
-    )
-    rabbit_retry_backoff: int = option(
-        _clamped_number(0, 3600), 2, "seconds added to that pause after each failure"
-    )
-    rabbit_interval_max: int = option(
-        _clamped_number(1, 3600), 30, "the longest such pause in seconds"
-    )
+    # TLS to the broker
+    ssl: bool = option(BOOLEAN, False)
+    # CA of the broker; if empty, its certificate is not verified
+    ssl_ca_file: str = option(FILE, "")
+    # our certificate
+    ssl_cert_file: str = option(FILE, "")
+    # key of our certificate
+    ssl_key_file: str = option(FILE, "")
+    # the broker's certificate must name its host
+    ssl_enforce_hostname_verification: bool = option(BOOLEAN, True)
+    # AMQPLAIN and PLAIN are sent as PLAIN
+    rabbit_login_method: str = option(LOGIN, "AMQPLAIN")
+    # create quorum queues
+    rabbit_quorum_queue: bool = option(BOOLEAN, False)
+    # limit of unacked notifications; 0 means 200
+    rabbit_qos_prefetch_count: int = option(_clamped_number(0, 65535), 200)
+    # seconds without an answer end a connection; 0: no heartbeat
+    heartbeat_timeout_threshold: int = option(_clamped_number(0, 3600), 60)
+    # seconds before connecting again
+    rabbit_retry_interval: int = option(_clamped_number(1, 3600), 1)
+    # seconds added to that pause after each failure
+    rabbit_retry_backoff: int = option(_clamped_number(0, 3600), 2)
+    # the longest such pause in seconds
+    rabbit_interval_max: int = option(_clamped_number(1, 3600), 30)
 
     @property
     def prefetch(self) -> int:
@@ -381,26 +382,26 @@ class Rabbit:
 class K2hr3:
     """``[k2hr3]``: the Role API."""
 
-    api_url: str = option(API_URL, "https://localhost/v1/role", "K2HR3's Role API")
-    timeout_seconds: int = option(_clamped_number(1, 600), 60, "seconds in which an attempt ends")
-    retry_interval_seconds: int = option(
-        _clamped_number(1, 600), 60, "longest pause in seconds between two attempts or probes"
-    )
-    max_retries: int = option(
-        _clamped_number(0, 1000), 5, "how often the command delete tries again; not for the daemon"
-    )
-    allow_self_signed_cert: bool = option(BOOLEAN, False, "do not verify the API's certificate")
-    ca_file: str = option(FILE, "", "CA of the API; if empty, those of the system")
-    cert_file: str = option(FILE, "", "our certificate")
-    key_file: str = option(FILE, "", "key of our certificate")
-    concurrency: int = option(
-        _whole_number(1, 256), 1, "limit of attempts at a time; K2HR3 needs 1, see OPERATIONS.md"
-    )
-    dead_letter_after_seconds: int = option(
-        _whole_number(0, 10**9),
-        0,
-        "a deletion that fails for so long, and 3 times, is a dead letter; 0: never",
-    )
+    # K2HR3's Role API
+    api_url: str = option(API_URL, "https://localhost/v1/role")
+    # seconds in which an attempt ends
+    timeout_seconds: int = option(_clamped_number(1, 600), 60)
+    # longest pause in seconds between two attempts or probes
+    retry_interval_seconds: int = option(_clamped_number(1, 600), 60)
+    # how often the command delete tries again; not for the daemon
+    max_retries: int = option(_clamped_number(0, 1000), 5)
+    # do not verify the API's certificate
+    allow_self_signed_cert: bool = option(BOOLEAN, False)
+    # CA of the API; if empty, those of the system
+    ca_file: str = option(FILE, "")
+    # our certificate
+    cert_file: str = option(FILE, "")
+    # key of our certificate
+    key_file: str = option(FILE, "")
+    # limit of attempts at a time; K2HR3 needs 1, see OPERATIONS.md
+    concurrency: int = option(_whole_number(1, 256), 1)
+    # a deletion that fails for so long, and 3 times, is a dead letter; 0: never
+    dead_letter_after_seconds: int = option(_whole_number(0, 10**9), 0)
 
     @property
     def tls(self) -> Tls:

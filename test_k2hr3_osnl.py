@@ -986,11 +986,15 @@ def test_the_settings_file_documents_every_option_and_its_default(tmp_path: Path
         return "" if default == () else str(default)
 
     file = PROGRAM.with_suffix(".ini")
-    assert documented(file) == [
-        (section, field.name, shown(field.default), field.metadata["meaning"])
+    meanings = re.findall(r"^    # (.*)\n    \w+: .* = option\(", PROGRAM.read_text(), re.M)
+    options = [
+        (section, field.name, shown(field.default))
         for section, table in OPTIONS.items()
         for field in fields(table)
         if field.metadata
+    ]
+    assert documented(file) == [
+        (*option, meaning) for option, meaning in itertools.zip_longest(options, meanings)
     ]
     # Put into force, they change nothing
     in_force = load(tmp_path, re.sub(r"^# (\w+ =)", r"\1", file.read_text(), flags=re.M))
