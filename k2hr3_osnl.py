@@ -109,9 +109,11 @@ class MalformedNotification(Error):
     """This notification can never lead to a deletion, so it becomes a dead letter."""
 
 
+@dataclass(eq=False)
 class RoleApiError(Error):
-    """An attempt failed. The text says what was asked, what came back and what to check.
+    """An attempt failed.
 
+    :param message: what was asked, what came back and what to check
     :param status: the HTTP status; None if there was no answer
     :param timed_out: the answer was late or incomplete
     :param may_have_acted: K2HR3 may have begun to delete, and stopped half-way
@@ -119,19 +121,14 @@ class RoleApiError(Error):
         probe has an effect, see `Breaker`.
     """
 
-    def __init__(
-        self,
-        message: str,
-        status: int | None = None,
-        timed_out: bool = False,
-        may_have_acted: bool = False,
-        retry_after: float = 0.0,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.timed_out = timed_out
-        self.may_have_acted = may_have_acted
-        self.retry_after = retry_after
+    message: str
+    status: int | None = None
+    timed_out: bool = False
+    may_have_acted: bool = False
+    retry_after: float = 0.0
+
+    def __str__(self) -> str:
+        return self.message
 
     @property
     def is_permanent(self) -> bool:
