@@ -239,21 +239,15 @@ class Tls(NamedTuple):
     """What a section says about TLS.
 
     :param options: the names of the options that name files, for errors and warnings
+    :param files: the CA's certificate, our certificate and its key, each one "" if not given
     :param checks_hostname: True if ssl must check the host's name. urllib3 does it itself.
     """
 
     options: str
     is_on: bool
-    ca_file: str
-    cert_file: str
-    key_file: str
+    files: tuple[str, str, str]
     verifies: bool
     checks_hostname: bool = False
-
-    @property
-    def files(self) -> list[str]:
-        """The files that are given."""
-        return [file for file in (self.ca_file, self.cert_file, self.key_file) if file]
 
     def context(self) -> ssl.SSLContext | None:
         """Make the TLS context of a client; None if TLS is off.
@@ -262,14 +256,15 @@ class Tls(NamedTuple):
         """
         if not self.is_on:
             return None
+        ca_file, cert_file, key_file = self.files
         try:
-            context = ssl.create_default_context(cafile=self.ca_file or None)
-            if self.cert_file:
-                context.load_cert_chain(self.cert_file, self.key_file or None, password="")
+            context = ssl.create_default_context(cafile=ca_file or None)
+            if cert_file:
+                context.load_cert_chain(cert_file, key_file or None, password="")
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            files = ", ".join(filter(None, self.files))
             raise ConfigError(
-                f"{self.options} = {', '.join(self.files)}: {error}: expected PEM files without a "
-                "pass phrase"
+                f"{self.options} = {files}: {error}: expected PEM files without a pass phrase"
             ) from None
         context.check_hostname = self.verifies and self.checks_hostname
         if not self.verifies:
@@ -282,8 +277,10 @@ def option(kind: Kind, default: Any) -> Any:
 
     The comment above it is the line about it in the settings file k2hr3_osnl.ini (a test compares).
     """
-    has_no_password = kind is not TRANSPORT_URL
-    return dataclasses.field(default=default, repr=has_no_password, metadata={"kind": kind})
+    # a transport_url may hold a password
+    return dataclasses.field(
+        default=default, repr=kind is not TRANSPORT_URL, metadata={"kind": kind}
+    )
 
 
 @dataclass(frozen=True)
@@ -367,9 +364,7 @@ class Rabbit:
         return Tls(
             "[oslo_messaging_rabbit] ssl_ca_file, ssl_cert_file, ssl_key_file",
             self.ssl,
-            self.ssl_ca_file,
-            self.ssl_cert_file,
-            self.ssl_key_file,
+            (self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file),
             bool(self.ssl_ca_file),
             self.ssl_enforce_hostname_verification,
         )
@@ -406,9 +401,7 @@ class K2hr3:
         return Tls(
             "[k2hr3] ca_file, cert_file, key_file",
             self.api_url.startswith("https:"),
-            self.ca_file,
-            self.cert_file,
-            self.key_file,
+            (self.ca_file, self.cert_file, self.key_file),
             not self.allow_self_signed_cert,
         )
 
@@ -607,9 +600,13 @@ def _check_tls(tls: Tls, settings: Settings) -> None:
     try:
         tls.context()
     except ConfigError as error:
-        given = (*settings[RABBIT].values(), *settings["k2hr3"].values())
-        origins = sorted({origin for text, origin in given if text in tls.files})
-        raise ConfigError(f"{', '.join(origins)}: {error}") from None
+        origins = {
+            origin
+            for given in settings.values()
+            for text, origin in given.values()
+            if text and text in tls.files
+        }
+        raise ConfigError(f"{', '.join(sorted(origins))}: {error}") from None
 
 
 def _build_section(section: str, settings: Settings, base: Any, warnings: list[str]) -> Any:
@@ -672,9 +669,10 @@ def _risks(
     sources: Iterable[Source], rabbit: Rabbit, k2hr3: K2hr3, files: Iterable[str]
 ) -> Iterator[str]:
     for tls in (rabbit.tls, k2hr3.tls):
-        if tls.files and not tls.is_on:
+        if any(tls.files) and not tls.is_on:
             yield f"{tls.options}: not used, since TLS is off; see ssl, or https in api_url"
-        if tls.key_file and not tls.cert_file:
+        _, certificate, key = tls.files
+        if key and not certificate:
             yield f"{tls.options}: the key is not used, since its certificate is missing"
     if rabbit.ssl and not rabbit.ssl_ca_file:
         yield f"[{RABBIT}] ssl without ssl_ca_file: unverified, any broker is trusted"
