@@ -417,26 +417,24 @@ OPTIONS: dict[str, Any] = {
 }
 #: Defaults of sections with these names: Neutron, Nova, and Nova's legacy notifications. Nova's
 #: publisher is left open, since its computes, its API and its conductor all publish deletions.
-PRESETS: dict[str, dict[str, Any]] = {
-    f"{NOTIFICATIONS}:neutron": {
-        "exchange": "neutron",
-        "topic": "notifications",
-        "event_type": re.compile(r"^port\.delete\.end$"),
-        "publisher_id": re.compile(r"^network.*$"),
-    },
-    f"{NOTIFICATIONS}:nova": {
-        "exchange": "nova",
-        "topic": "versioned_notifications",
-        "event_type": re.compile(r"^instance\.(delete\.end|update)$"),
-        "publisher_id": None,
-    },
-    f"{NOTIFICATIONS}:compute": {
-        "exchange": "nova",
-        "topic": "notifications",
-        "event_type": re.compile(r"^compute\.instance\.(force_)?delete\.end$"),
-        "publisher_id": None,
-    },
-}
+PRESETS = configparser.RawConfigParser()
+PRESETS.read_string(r"""
+[oslo_messaging_notifications:neutron]
+exchange = neutron
+topic = notifications
+event_type = ^port\.delete\.end$
+publisher_id = ^network.*$
+[oslo_messaging_notifications:nova]
+exchange = nova
+topic = versioned_notifications
+event_type = ^instance\.(delete\.end|update)$
+publisher_id =
+[oslo_messaging_notifications:compute]
+exchange = nova
+topic = notifications
+event_type = ^compute\.instance\.(force_)?delete\.end$
+publisher_id =
+""")
 #: Events of ports that still exist. (Nova's payloads have a state, so they need no such check.)
 LIVING_PORT_EVENTS = ("port.create.end", "port.update.end")
 #: Options of the predecessor and of oslo.messaging that are accepted and have no effect.
@@ -503,13 +501,13 @@ class Config:
             _read_file(file, settings)
         variables = _read_environment(environ, settings)
         _inherit_transport_url(settings)
-        warnings: list[str] = []
+        warnings = list(_apply_presets(settings))
         default, base, rabbit, k2hr3 = (
             _build_section(section, settings, table(), warnings)
             for section, table in OPTIONS.items()
         )
         sources = tuple(
-            _build_section(name, settings, replace(base, **PRESETS.get(name, {})), warnings)
+            _build_section(name, settings, replace(base, name=name), warnings)
             for name in settings
             if name.startswith(f"{NOTIFICATIONS}:")
         ) or (base,)
@@ -518,7 +516,6 @@ class Config:
         for tls in (rabbit.tls, k2hr3.tls):
             _check_tls(tls, settings)
         warnings += _unknown_names(settings)
-        warnings += _overruled_options(settings, base)
         warnings += _risks(sources, rabbit, k2hr3, files)
         return cls(default, sources, rabbit, k2hr3, (*files, *variables), tuple(warnings))
 
@@ -581,6 +578,22 @@ def _inherit_transport_url(settings: Settings) -> None:
         _set_option(settings, RABBIT, name, ",".join(texts), origin + IN_QUERY)
 
 
+def _apply_presets(settings: Settings) -> Iterator[str]:
+    """Add the presets to their sections.
+
+    Warns about options of the unnamed section that they replace.
+    """
+    for section in settings.keys() & PRESETS.keys():
+        for name, text in PRESETS[section].items():
+            above, origin = settings[NOTIFICATIONS].get(name, (text, ""))
+            if name not in settings[section] and above != text:
+                yield (
+                    f"{origin}: [{NOTIFICATIONS}] {name}: not used by [{section}], which has its "
+                    "own; set it in that section to change it"
+                )
+            settings[section].setdefault(name, (text, "preset"))
+
+
 def _check_source(source: Source, base: Source, settings: Settings) -> None:
     if source.transport_url != base.transport_url:
         raise ConfigError(
@@ -611,7 +624,7 @@ def _check_tls(tls: Tls, settings: Settings) -> None:
 
 def _build_section(section: str, settings: Settings, base: Any, warnings: list[str]) -> Any:
     """Return `base`, the dataclass of a section, changed by what the settings say."""
-    values: dict[str, Any] = {"name": section} if isinstance(base, Source) else {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(base):
         if not field.metadata or field.name not in settings[section]:
             continue
@@ -651,18 +664,6 @@ def _unknown_names(settings: Settings) -> Iterator[str]:
                 if origin.endswith(IN_QUERY):  # its name may be the rest of a password
                     raise ConfigError(f"{origin}: unknown option; the nearest known is {nearest}")
                 yield f"{origin}: [{section}] {name}: unknown; the nearest known is {nearest}"
-
-
-def _overruled_options(settings: Settings, base: Source) -> Iterator[str]:
-    """Warn about options of the unnamed section that the preset of a named section replaces."""
-    for section in settings.keys() & PRESETS.keys():
-        for name, value in PRESETS[section].items():
-            is_given = name in settings[NOTIFICATIONS] and name not in settings[section]
-            if is_given and getattr(base, name) != value:
-                yield (
-                    f"{settings[NOTIFICATIONS][name][1]}: [{NOTIFICATIONS}] {name}: not used by "
-                    f"[{section}], which has its own; set it in that section to change it"
-                )
 
 
 def _risks(

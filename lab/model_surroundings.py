@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ NOVA = ("nova", "versioned_notifications.info")
 NOVA_SOURCE = module.Source(
     exchange="nova",
     topic="versioned_notifications",
-    event_type=module.PRESETS["oslo_messaging_notifications:nova"]["event_type"],
+    event_type=re.compile(module.PRESETS["oslo_messaging_notifications:nova"]["event_type"]),
     publisher_id=None,
 )
 INSTANCES = [str(uuid.UUID(int=number)) for number in range(1, 31)]
