@@ -149,20 +149,44 @@ class Kind(NamedTuple):
     """A kind of option.
 
     :param expected: what is expected, in words, for errors
-    :param parse: makes the value from the text
     :param is_valid: checks the value; returns False, or raises, if it is wrong
+    :param parse: makes the value from the text
     :param nearest: returns the nearest value that can be used; if it differs, there is a warning
     """
 
     expected: str
-    parse: Callable[[str], Any]
     is_valid: Callable[[Any], Any] = lambda value: True
+    parse: Callable[[str], Any] = str
     nearest: Callable[[Any], Any] = lambda value: value
+
+    def read(self, text: str, what: str, warnings: list[str]) -> Any:
+        """Return the value that a text means.
+
+        :param what: the option and where it is given
+        :raises ConfigError: the text is wrong
+        """
+        # before an @ there may be a password, and anywhere in a wrong transport_url
+        shown = "..." if self is TRANSPORT_URL else printable(re.sub(r"(?s)\A.*@", "...@", text))
+        problem = f"{what} = {shown}: expected {self.expected}"
+        try:
+            given = self.parse(text)
+            value = self.nearest(given)
+            if not self.is_valid(value):
+                raise ValueError
+        except Exception:  # numbers, expressions, URLs and files raise many kinds
+            raise ConfigError(problem) from None
+        if value != given:
+            warnings.append(f"{problem}; {value} is used")
+        return value
 
 
 def _whole_number(lowest: int, highest: int) -> Kind:
-    expected = f"a whole number from {lowest} to {highest}"
-    return Kind(expected, int, lambda number: lowest <= number <= highest)
+    """Return the kind of a number that must be within bounds."""
+    return Kind(
+        f"a whole number from {lowest} to {highest}",
+        lambda number: lowest <= number <= highest,
+        int,
+    )
 
 
 def _clamped_number(lowest: int, highest: int) -> Kind:
@@ -170,10 +194,6 @@ def _clamped_number(lowest: int, highest: int) -> Kind:
     return _whole_number(lowest, highest)._replace(
         nearest=lambda number: min(max(number, lowest), highest)
     )
-
-
-def _text(expected: str, pattern: str) -> Kind:
-    return Kind(expected, str, re.compile(pattern).fullmatch)
 
 
 def _parse_rules(text: str) -> Rules:
@@ -214,23 +234,29 @@ LEVELS = {
     "notset": logging.DEBUG,
 }
 STREAMS = ("sys.stderr", "sys.stdout", "")
-LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", str, _is_writable)
-METRICS_FILE = Kind(
-    "a file, or nothing", str, lambda file: "\0" not in file and not os.path.isdir(file)
+LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", _is_writable)
+METRICS_FILE = Kind("a file, or nothing", lambda file: "\0" not in file and not os.path.isdir(file))
+FILE = Kind(f"a file that can be read by this user (uid {os.geteuid()})", _is_readable)
+LEVEL = Kind("one of " + ", ".join(LEVELS), LEVELS.__contains__)
+NAME = Kind(
+    "1 to 200 printable ASCII characters without spaces", re.compile("[!-~]{1,200}").fullmatch
 )
-FILE = Kind(f"a file that can be read by this user (uid {os.geteuid()})", str, _is_readable)
-LEVEL = Kind("one of " + ", ".join(LEVELS), str, LEVELS.__contains__)
-NAME = _text("1 to 200 printable ASCII characters without spaces", "[!-~]{1,200}")
-POOL = _text("up to 200 printable ASCII characters without spaces, or nothing", "[!-~]{0,200}")
-LOGIN = _text("one of AMQPLAIN, PLAIN, EXTERNAL", "(?i:amqplain|plain|external)")
-BOOLEAN = Kind("true or false", lambda text: configparser.ConfigParser.BOOLEAN_STATES[text.lower()])
-REGEX = Kind("a regular expression", lambda text: re.compile(text) if text else None)
-RULES = Kind("key:regex,key:regex", _parse_rules)
-API_URL = Kind("http[s]://host[:port][/path], without user or query", str, _is_api_url)
+POOL = Kind(
+    "up to 200 printable ASCII characters without spaces, or nothing",
+    re.compile("[!-~]{0,200}").fullmatch,
+)
+LOGIN = Kind(
+    "one of AMQPLAIN, PLAIN, EXTERNAL", re.compile("(?i:amqplain|plain|external)").fullmatch
+)
+BOOLEAN = Kind(
+    "true or false", parse=lambda text: configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
+)
+REGEX = Kind("a regular expression", parse=lambda text: re.compile(text) if text else None)
+RULES = Kind("key:regex,key:regex", parse=_parse_rules)
+API_URL = Kind("http[s]://host[:port][/path], without user or query", _is_api_url)
 TRANSPORT_URL = Kind(
     "rabbit://user:password@host:port[,user:password@host:port]/virtual_host with user and "
     "password %-encoded; for TLS set ssl in [oslo_messaging_rabbit]",
-    str,
     lambda url: parse_transport_url(url),
 )
 
@@ -297,6 +323,7 @@ class Default:
     metrics_file: str = option(METRICS_FILE, "")
     # used if the next section has none
     transport_url: str = option(TRANSPORT_URL, "")
+    without_effect = ""  # options that are accepted silently, as the predecessor's
 
 
 @dataclass(frozen=True)
@@ -322,6 +349,7 @@ class Source:
     # our queue; if empty, the services' queues <topic>.<priority>
     pool: str = option(POOL, "k2hr3_osnl")
     name: str = "oslo_messaging_notifications"
+    without_effect = "executor allow_requeue topics driver retry"
 
 
 @dataclass(frozen=True)
@@ -352,6 +380,16 @@ class Rabbit:
     rabbit_retry_backoff: int = option(_clamped_number(0, 3600), 2)
     # the longest such pause in seconds
     rabbit_interval_max: int = option(_clamped_number(1, 3600), 30)
+    without_effect = """
+        amqp_auto_delete amqp_durable_queues conn_pool_min_size conn_pool_ttl direct_mandatory_flag
+        enable_cancel_on_failover fake_rabbit heartbeat_in_pthread heartbeat_rate hostname
+        kombu_compression kombu_failover_strategy kombu_missing_consumer_retry_timeout
+        kombu_reconnect_delay kombu_reconnect_splay kombu_reconnect_timeout kombu_ssl_version
+        processname rabbit_durable_queues rabbit_ha_queues rabbit_max_retries
+        rabbit_quorum_delivery_limit rabbit_quorum_max_memory_bytes rabbit_quorum_max_memory_length
+        rabbit_stream_fanout rabbit_transient_queues_ttl rabbit_transient_quorum_queue
+        rpc_conn_pool_size ssl_enforce_fips_mode ssl_version use_queue_manager
+        """
 
     @property
     def prefetch(self) -> int:
@@ -394,6 +432,7 @@ class K2hr3:
     concurrency: int = option(_whole_number(1, 256), 1)
     # a deletion that fails for so long, and 3 times, is a dead letter; 0: never
     dead_letter_after_seconds: int = option(_whole_number(0, 10**9), 0)
+    without_effect = "requeue_on_error"
 
     @property
     def tls(self) -> Tls:
@@ -437,22 +476,6 @@ publisher_id =
 """)
 #: Events of ports that still exist. (Nova's payloads have a state, so they need no such check.)
 LIVING_PORT_EVENTS = ("port.create.end", "port.update.end")
-#: Options of the predecessor and of oslo.messaging that are accepted and have no effect.
-WITHOUT_EFFECT = {
-    "DEFAULT": "",
-    NOTIFICATIONS: "executor allow_requeue topics driver retry",
-    RABBIT: """
-        amqp_auto_delete amqp_durable_queues conn_pool_min_size conn_pool_ttl direct_mandatory_flag
-        enable_cancel_on_failover fake_rabbit heartbeat_in_pthread heartbeat_rate hostname
-        kombu_compression kombu_failover_strategy kombu_missing_consumer_retry_timeout
-        kombu_reconnect_delay kombu_reconnect_splay kombu_reconnect_timeout kombu_ssl_version
-        processname rabbit_durable_queues rabbit_ha_queues rabbit_max_retries
-        rabbit_quorum_delivery_limit rabbit_quorum_max_memory_bytes rabbit_quorum_max_memory_length
-        rabbit_stream_fanout rabbit_transient_queues_ttl rabbit_transient_quorum_queue
-        rpc_conn_pool_size ssl_enforce_fips_mode ssl_version use_queue_manager
-        """,
-    "k2hr3": "requeue_on_error",
-}
 #: From this likeness on, an unknown name is taken for one of ours with a mistake. It counts only
 #: where names of other programs may stand, too.
 RESEMBLING = 0.85
@@ -515,7 +538,7 @@ class Config:
             _check_source(source, base, settings)
         for tls in (rabbit.tls, k2hr3.tls):
             _check_tls(tls, settings)
-        warnings += _unknown_names(settings)
+        warnings += _unknown_sections(settings)
         warnings += _risks(sources, rabbit, k2hr3, files)
         return cls(default, sources, rabbit, k2hr3, (*files, *variables), tuple(warnings))
 
@@ -529,8 +552,8 @@ def _set_option(settings: Settings, section: str, name: str, text: str, origin: 
 
 
 def _read_file(file: str, settings: Settings) -> None:
-    parser = configparser.ConfigParser(
-        interpolation=None, strict=False, default_section="\0", empty_lines_in_values=False
+    parser = configparser.RawConfigParser(
+        strict=False, default_section="\0", empty_lines_in_values=False
     )
     try:
         with open(file, encoding="utf-8-sig") as lines:
@@ -538,11 +561,10 @@ def _read_file(file: str, settings: Settings) -> None:
             parser.read_file(line.lower() if line.startswith("[") else line for line in lines)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         # configparser's own text would quote the line, which may hold a password
-        errors = getattr(error, "errors", None) or [(getattr(error, "lineno", 0), "")]
-        what = f"line {errors[0][0]} is not an option = value" if errors[0][0] else error
+        line = re.search(r"line:? +(\d+)", str(error))
+        what = f"line {line[1]} is not an option = value" if line else error
         raise ConfigError(
-            f"{file}: {getattr(what, 'strerror', None) or what}: expected a text file of [section] "
-            "and option = value"
+            f"{file}: {what}: expected a text file of [section] and option = value"
         ) from None
     for name in parser.sections():
         section = "DEFAULT" if name.upper() == "DEFAULT" else name.lower()
@@ -623,47 +645,33 @@ def _check_tls(tls: Tls, settings: Settings) -> None:
 
 
 def _build_section(section: str, settings: Settings, base: Any, warnings: list[str]) -> Any:
-    """Return `base`, the dataclass of a section, changed by what the settings say."""
+    """Return `base`, the dataclass of a section, changed by what the settings say.
+
+    :raises ConfigError: a value is wrong, or an option in the query of transport_url is unknown
+    """
+    fields = {field.name: field for field in dataclasses.fields(base) if field.metadata}
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(base):
-        if not field.metadata or field.name not in settings[section]:
-            continue
-        kind = field.metadata["kind"]
-        text, origin = settings[section][field.name]
-        # before an @ there may be a password, and anywhere in a wrong transport_url
-        shown = printable(re.sub(r"(?s)\A.*@", "...@", text)) if field.repr else "..."
-        problem = f"{origin}: [{section}] {field.name} = {shown}: expected {kind.expected}"
-        try:
-            given = kind.parse(text)
-            value = values[field.name] = kind.nearest(given)
-            if not kind.is_valid(value):
-                raise ValueError
-        except Exception:  # numbers, expressions, URLs and files raise many kinds
-            raise ConfigError(problem) from None
-        if value != given:
-            warnings.append(f"{problem}; {value} is used")
+    for name, (text, origin) in settings[section].items():
+        if name in fields:
+            kind = fields[name].metadata["kind"]
+            values[name] = kind.read(text, f"{origin}: [{section}] {name}", warnings)
+        elif name not in base.without_effect.split():
+            likeness = RESEMBLING if section == "DEFAULT" else 0.0
+            for nearest in difflib.get_close_matches(name, fields, 1, likeness):
+                if origin.endswith(IN_QUERY):  # its name may be the rest of a password
+                    raise ConfigError(f"{origin}: unknown option; the nearest known is {nearest}")
+                warnings.append(
+                    f"{origin}: [{section}] {name}: unknown; the nearest known is {nearest}"
+                )
     return replace(base, **values)
 
 
-def _unknown_names(settings: Settings) -> Iterator[str]:
-    """Warn about sections and options that nothing uses.
-
-    :raises ConfigError: one stands in the query of transport_url, as in oslo.messaging
-    """
-    for section, given in settings.items():
+def _unknown_sections(settings: Settings) -> Iterator[str]:
+    for section in settings:
         table = section.partition(":")[0]
-        if table not in OPTIONS:
-            for nearest in difflib.get_close_matches(table, OPTIONS, 1, RESEMBLING):
+        for nearest in difflib.get_close_matches(table, OPTIONS, 1, RESEMBLING):
+            if nearest != table:
                 yield f"[{section}]: unknown; the nearest known is [{nearest}]"
-            continue
-        known = [field.name for field in dataclasses.fields(OPTIONS[table]) if field.metadata]
-        resembling = RESEMBLING if table == "DEFAULT" else 0.0
-        for name in sorted(given.keys() - {*known, *WITHOUT_EFFECT[table].split()}):
-            origin = given[name][1]
-            for nearest in difflib.get_close_matches(name, known, 1, resembling):
-                if origin.endswith(IN_QUERY):  # its name may be the rest of a password
-                    raise ConfigError(f"{origin}: unknown option; the nearest known is {nearest}")
-                yield f"{origin}: [{section}] {name}: unknown; the nearest known is {nearest}"
 
 
 def _risks(
