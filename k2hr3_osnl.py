@@ -796,7 +796,7 @@ def policy_command(config: Config) -> str:
     """
     (host, *_) = parse_transport_url(config.sources[0].transport_url)
     virtual_host = "" if host.virtual_host == "/" else f"-p {shlex.quote(host.virtual_host)} "
-    pools = dict.fromkeys([config.queue, *(each.pool for each in config.sources if each.pool)])
+    pools = dict.fromkeys(source.pool or config.queue for source in config.sources)
     pattern = "|".join(f"^{re.escape(pool)}" for pool in pools)
     return (
         f"rabbitmqctl set_policy {virtual_host}--priority 10 --apply-to queues k2hr3_osnl "
@@ -890,27 +890,23 @@ def unsuitable(connection: pika.BlockingConnection, queue: str) -> str:
     return ""
 
 
-def ensure_queue(
-    connection: pika.BlockingConnection, queue: str, create: str = ""
+def create_queue(
+    connection: pika.BlockingConnection, queue: str, queue_type: str
 ) -> amqp.ChannelClosedByBroker | None:
-    """Check that a queue exists, and create it if it does not.
+    """Create a durable queue that was missing; return the broker's refusal, or None.
 
-    :param create: the type to create, "classic" or "quorum"; if empty, do not create it
-    :return: the broker's refusal, or None
+    :param queue_type: "classic" or "quorum"
     """
-    arguments: dict[str, Any] = {"x-queue-type": create}
-    if create == "quorum":
+    arguments: dict[str, Any] = {"x-queue-type": queue_type}
+    if queue_type == "quorum":
         # A huge limit works everywhere. Without a limit, RabbitMQ 4.x drops a message that was
         # returned 20 times. With -1, which means "no limit" on 4.x, 3.x drops it the first time.
         arguments["x-delivery-limit"] = 2_000_000_000
-    refused = inspect_queue(connection, queue).refused
-    if create and refused and refused.reply_code == 404:
-        refused = refusal(
-            connection,
-            lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments),
-        )
-        if refused and refused.reply_code == 406:  # another listener has just created it
-            refused = inspect_queue(connection, queue).refused
+    refused = refusal(
+        connection, lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments)
+    )
+    if refused and refused.reply_code == 406:  # another listener has just created it
+        refused = inspect_queue(connection, queue).refused
     return refused
 
 
@@ -2870,10 +2866,11 @@ class Listener:
     def _ensure(self, session: Session, queue: str, create: str) -> bool:
         """Check a queue, and create it if it is missing; return True if it is there.
 
-        :param create: as of `ensure_queue`
+        :param create: the type to create, "classic" or "quorum"; if empty, do not create it
         """
         state = inspect_queue(session.connection, queue)
-        if state.refused and state.refused.reply_code == 404:
+        refused = state.refused
+        if refused and refused.reply_code == 404:
             consumer = session.consumer_of(queue)
             if consumer:  # a busy broker may delete a queue without cancelling its consumer
                 consumer.is_cancelled = True
@@ -2883,7 +2880,8 @@ class Listener:
                     "(expires); it is created again. To keep policies of others away: "
                     f"{policy_command(self.config)}"
                 )
-        refused = state.refused and ensure_queue(session.connection, queue, create)
+            if create:
+                refused = create_queue(session.connection, queue, create)
         if refused is None:
             problem = ""
             if create and queue not in self._watch.ready:
