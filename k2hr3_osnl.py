@@ -719,7 +719,7 @@ def parse_transport_url(url: str, rabbit: Rabbit = Rabbit()) -> list[pika.Connec
     :raises ConfigError: the URL is wrong. The text does not show it, since it may hold a password.
     """
     parts = _TRANSPORT.fullmatch(url)
-    hosts = [text for text in parts["hosts"].split(",") if text] if parts else [" "]
+    hosts = re.findall("[^,]+", parts["hosts"]) if parts else [" "]
     tls = rabbit.tls.context()
     found = []
     for text in hosts or ["localhost"]:
@@ -733,18 +733,19 @@ def parse_transport_url(url: str, rabbit: Rabbit = Rabbit()) -> list[pika.Connec
         credentials: Any = pika.PlainCredentials(user, password)
         if rabbit.rabbit_login_method.upper() == "EXTERNAL":
             credentials = pika.credentials.ExternalCredentials()
-        parameters = pika.ConnectionParameters(
-            name,
-            int(host["port"] or 5672),
-            urllib.parse.unquote(parts["path"]) or "/",
-            credentials,
-            heartbeat=rabbit.heartbeat_timeout_threshold,
-            ssl_options=pika.SSLOptions(tls, name) if tls else None,
-            socket_timeout=5,  # seconds, as for the TLS handshake and the login below
-            stack_timeout=5,
-            client_properties={"connection_name": f"k2hr3_osnl on {socket.gethostname()}"},
+        found.append(
+            pika.ConnectionParameters(
+                name,
+                int(host["port"] or 5672),
+                urllib.parse.unquote(parts["path"]) or "/",
+                credentials,
+                heartbeat=rabbit.heartbeat_timeout_threshold,
+                ssl_options=pika.SSLOptions(tls, name) if tls else None,
+                socket_timeout=5,  # seconds, as for the TLS handshake and the login below
+                stack_timeout=5,
+                client_properties={"connection_name": f"k2hr3_osnl on {socket.gethostname()}"},
+            )
         )
-        found.append(parameters)
     return found
 
 
@@ -976,11 +977,8 @@ def _unpack(body: bytes, properties: pika.BasicProperties) -> str:
 
 
 def _open_envelope(version: Any, text: Any) -> dict[str, Any]:
-    try:  # all 2.x are compatible, so only the major number is checked
-        major, _minor = map(int, version.split(".")[:2])
-    except (AttributeError, ValueError):
-        major = 0
-    if major != 2:
+    # all 2.x are compatible
+    if not isinstance(version, str) or not re.fullmatch(r"2\.\d+(\..*)?", version):
         raise MalformedNotification(f"envelope version {version!r} is not 2.x")
     if not isinstance(text, str):
         raise MalformedNotification("oslo.message is not a string")
@@ -1010,14 +1008,12 @@ def quick_event_type(body: bytes, properties: pika.BasicProperties) -> bytes | N
     once, or has escapes like ``\u0065`` that could hide a key.
     """
     found = _EVENT_TYPE.search(body)
-    if (
-        found is None
-        or body.count(b"event_type") != 1
-        or rb"\u00" in body
-        or "compression" in (properties.headers or ())
-    ):
-        return None
-    return found[2]
+    is_reliable = (
+        body.count(b"event_type") == 1
+        and rb"\u00" not in body
+        and "compression" not in (properties.headers or ())
+    )
+    return found[2] if found and is_reliable else None
 
 
 # --- Filter ------------------------------------------------------------------------------------
@@ -1029,15 +1025,14 @@ def accepts(source: Source, notification: Notification) -> bool:
     A value that is not a string never matches.
     https://docs.openstack.org/oslo.messaging/latest/reference/notification_listener.html
     """
-    pairs: list[tuple[Regex, Any]] = [
-        (source.event_type, notification.event_type),
-        (source.publisher_id, notification.publisher_id),
-    ]
     for name in ("context", "metadata", "payload"):
         values = getattr(notification, name)
         for key, regex in getattr(source, name):
-            pairs.append((regex, values.get(key) if isinstance(values, dict) else None))
-    return all(_matches(regex, value) for regex, value in pairs)
+            if not isinstance(values, dict) or not _matches(regex, values.get(key)):
+                return False
+    return _matches(source.event_type, notification.event_type) and _matches(
+        source.publisher_id, notification.publisher_id
+    )
 
 
 def _matches(regex: Regex, value: Any) -> bool:
