@@ -1082,30 +1082,30 @@ class Deletion:
         return urllib.parse.urlencode(values)
 
 
-def _port_deletion(port: Mapping[str, Any]) -> Deletion | None:
+def _port_deletion(payload: Mapping[str, Any], _event_type: str) -> Deletion | None:
     """Return a deletion of the port's own addresses only, since its instance may live on."""
+    port = _get(payload, "port", dict) or {}
     owner = _get(port, "device_owner", str)
     device_id = _get(port, "device_id", str)
     fixed_ips = _get(port, "fixed_ips", list)
-    if not device_id or not fixed_ips:
-        return None
     # If there is no owner: only an instance's port has a UUID as device_id, one of DHCP has not.
-    of_instance = _UUID.fullmatch(device_id) if owner is None else owner.startswith("compute:")
-    if not of_instance:
+    of_instance = (
+        _UUID.fullmatch(device_id or "") if owner is None else owner.startswith("compute:")
+    )
+    if not (of_instance and device_id and fixed_ips):
         return None
     addresses: Any = [(ip if isinstance(ip, dict) else {}).get("ip_address") for ip in fixed_ips]
     return Deletion(device_id, tuple(addresses))
 
 
-def _instance_deletion(
-    instance: Mapping[str, Any], id_key: str, event_type: str
-) -> Deletion | None:
+def _instance_deletion(id_key: str, payload: Mapping[str, Any], event_type: str) -> Deletion | None:
     """Return a deletion of the whole instance, only if its state is "deleted".
 
     Nova publishes delete.end also for a deletion that failed, and for some deletions only
     instance.update. So the state decides. A delete.end without any state was made by hand; it is
     accepted as a deletion.
     """
+    instance = _get(payload, "nova_object.data", dict) or payload
     by_default = "deleted" if event_type.endswith(".delete.end") else "unknown"
     state = instance.get("state", by_default)
     if not isinstance(state, str):
@@ -1128,14 +1128,10 @@ def _get(values: Mapping[str, Any], key: str, expected: type) -> Any:
 #: Payload shapes. The first key here that the payload has selects the reader, which is called as
 #: reader(payload, event_type).
 PAYLOAD_SHAPES: dict[str, Callable[[Any, str], Optional[Deletion]]] = {
-    "port": lambda payload, event_type: _port_deletion(_get(payload, "port", dict) or {}),
+    "port": _port_deletion,
     "port_id": lambda payload, event_type: None,  # old Neutron sends only the port's id
-    "nova_object.data": lambda payload, event_type: _instance_deletion(
-        _get(payload, "nova_object.data", dict) or {}, "uuid", event_type
-    ),
-    "instance_id": lambda payload, event_type: _instance_deletion(
-        payload, "instance_id", event_type
-    ),
+    "nova_object.data": partial(_instance_deletion, "uuid"),
+    "instance_id": partial(_instance_deletion, "instance_id"),
 }
 
 
@@ -2966,9 +2962,9 @@ def set_up_logging(default: Default) -> None:
                 f"[DEFAULT] log_file = {printable(default.log_file)}: {error.strerror}: expected "
                 f"{LOG_FILE.expected}"
             ) from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     libraries = LEVELS[default.libs_debug_level]
-    logging.basicConfig(handlers=[handler], level=libraries, force=True)
+    text = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(handlers=[handler], format=text, level=libraries, force=True)
     LOG.setLevel(LEVELS[default.debug_level])
     if libraries > logging.DEBUG:  # pika logs many lines about one error; ours is enough
         logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
@@ -3021,6 +3017,9 @@ class Reporter:
             self._troubles.begin(file, logging.WARNING, f"metrics_file {file}: {error}")
 
 
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+
+
 def run_process(listener: Listener) -> None:
     """Run a listener as this process, under signals.
 
@@ -3028,9 +3027,8 @@ def run_process(listener: Listener) -> None:
     thread waits for these signals and all others block them, so they interrupt nothing. systemd
     is told READY before there is a connection, so that a start does not fail without a broker.
     """
-    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    threading.Thread(target=_obey_signals, args=(signals, listener), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_obey_signals, args=[listener], daemon=True).start()
     notify_systemd("READY=1")
     files = ", ".join(listener.config.files) or "defaults"
     LOG.info(f"k2hr3_osnl {__version__}, settings: {files}")
@@ -3040,10 +3038,10 @@ def run_process(listener: Listener) -> None:
     LOG.info(f"stopped: {listener.counts()}")
 
 
-def _obey_signals(signals: set[signal.Signals], listener: Listener) -> None:
+def _obey_signals(listener: Listener) -> None:
     is_stopping = False
     while True:
-        number = signal.sigwait(signals)
+        number = signal.sigwait(SIGNALS)
         if number == signal.SIGUSR1:
             LOG.info(f"counters, {listener.status()}")
         elif number == signal.SIGHUP:
