@@ -537,7 +537,7 @@ class Config:
         for source in sources:
             _check_source(source, base, settings)
         for tls in (rabbit.tls, k2hr3.tls):
-            _check_tls(tls, settings)
+            warnings += _check_tls(tls, settings)
         warnings += _unknown_sections(settings)
         warnings += _risks(sources, rabbit, k2hr3, files)
         return cls(default, sources, rabbit, k2hr3, (*files, *variables), tuple(warnings))
@@ -631,7 +631,7 @@ def _check_source(source: Source, base: Source, settings: Settings) -> None:
         )
 
 
-def _check_tls(tls: Tls, settings: Settings) -> None:
+def _check_tls(tls: Tls, settings: Settings) -> Iterator[str]:
     try:
         tls.context()
     except ConfigError as error:
@@ -642,6 +642,11 @@ def _check_tls(tls: Tls, settings: Settings) -> None:
             if text and text in tls.files
         }
         raise ConfigError(f"{', '.join(sorted(origins))}: {error}") from None
+    if any(tls.files) and not tls.is_on:
+        yield f"{tls.options}: not used, since TLS is off; see ssl, or https in api_url"
+    _, certificate, key = tls.files
+    if key and not certificate:
+        yield f"{tls.options}: the key is not used, since its certificate is missing"
 
 
 def _build_section(section: str, settings: Settings, base: Any, warnings: list[str]) -> Any:
@@ -650,7 +655,7 @@ def _build_section(section: str, settings: Settings, base: Any, warnings: list[s
     :raises ConfigError: a value is wrong, or an option in the query of transport_url is unknown
     """
     fields = {field.name: field for field in dataclasses.fields(base) if field.metadata}
-    values: dict[str, Any] = {}
+    values = {}
     for name, (text, origin) in settings[section].items():
         if name in fields:
             kind = fields[name].metadata["kind"]
@@ -677,12 +682,6 @@ def _unknown_sections(settings: Settings) -> Iterator[str]:
 def _risks(
     sources: Iterable[Source], rabbit: Rabbit, k2hr3: K2hr3, files: Iterable[str]
 ) -> Iterator[str]:
-    for tls in (rabbit.tls, k2hr3.tls):
-        if any(tls.files) and not tls.is_on:
-            yield f"{tls.options}: not used, since TLS is off; see ssl, or https in api_url"
-        _, certificate, key = tls.files
-        if key and not certificate:
-            yield f"{tls.options}: the key is not used, since its certificate is missing"
     if rabbit.ssl and not rabbit.ssl_ca_file:
         yield f"[{RABBIT}] ssl without ssl_ca_file: unverified, any broker is trusted"
     if k2hr3.allow_self_signed_cert:
