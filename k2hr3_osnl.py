@@ -237,7 +237,7 @@ STREAMS = ("sys.stderr", "sys.stdout", "")
 LOG_FILE = Kind("sys.stderr, sys.stdout or a file that can be written", _is_writable)
 METRICS_FILE = Kind("a file, or nothing", lambda file: "\0" not in file and not os.path.isdir(file))
 FILE = Kind(f"a file that can be read by this user (uid {os.geteuid()})", _is_readable)
-LEVEL = Kind("one of " + ", ".join(LEVELS), LEVELS.__contains__)
+LEVEL = Kind(f"one of {', '.join(LEVELS)}", LEVELS.__contains__)
 NAME = Kind(
     "1 to 200 printable ASCII characters without spaces", re.compile("[!-~]{1,200}").fullmatch
 )
@@ -266,6 +266,7 @@ class Tls(NamedTuple):
 
     :param options: the names of the options that name files, for errors and warnings
     :param files: the CA's certificate, our certificate and its key, each one "" if not given
+    :param risk: the warning if nothing is verified
     :param checks_hostname: True if ssl must check the host's name. urllib3 does it itself.
     """
 
@@ -273,6 +274,7 @@ class Tls(NamedTuple):
     is_on: bool
     files: tuple[str, str, str]
     verifies: bool
+    risk: str
     checks_hostname: bool = False
 
     def context(self) -> ssl.SSLContext | None:
@@ -288,9 +290,9 @@ class Tls(NamedTuple):
             if cert_file:
                 context.load_cert_chain(cert_file, key_file or None, password="")
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            files = ", ".join(filter(None, self.files))
             raise ConfigError(
-                f"{self.options} = {files}: {error}: expected PEM files without a pass phrase"
+                f"{self.options} = {', '.join(filter(None, self.files))}: {error}: expected PEM "
+                "files without a pass phrase"
             ) from None
         context.check_hostname = self.verifies and self.checks_hostname
         if not self.verifies:
@@ -404,6 +406,7 @@ class Rabbit:
             self.ssl,
             (self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file),
             bool(self.ssl_ca_file),
+            "[oslo_messaging_rabbit] ssl without ssl_ca_file: unverified, any broker is trusted",
             self.ssl_enforce_hostname_verification,
         )
 
@@ -442,6 +445,7 @@ class K2hr3:
             self.api_url.startswith("https:"),
             (self.ca_file, self.cert_file, self.key_file),
             not self.allow_self_signed_cert,
+            "[k2hr3] allow_self_signed_cert: any server is trusted; see ca_file",
         )
 
 
@@ -535,11 +539,15 @@ class Config:
             if name.startswith(f"{NOTIFICATIONS}:")
         ) or (base,)
         for source in sources:
-            _check_source(source, base, settings)
+            warnings += _check_source(source, base, settings)
         for tls in (rabbit.tls, k2hr3.tls):
             warnings += _check_tls(tls, settings)
         warnings += _unknown_sections(settings)
-        warnings += _risks(sources, rabbit, k2hr3, files)
+        warnings += [
+            f"{file}: everyone can read it, and it may hold a password: chmod o-r"
+            for file in files
+            if os.stat(file).st_mode & 0o004
+        ]
         return cls(default, sources, rabbit, k2hr3, (*files, *variables), tuple(warnings))
 
 
@@ -577,12 +585,11 @@ def _read_environment(environ: Mapping[str, str], settings: Settings) -> list[st
     """Set options from environment variables; return the variables that were used."""
     used = []
     for section in settings:
-        prefix = f"OS_{section}__".upper()
         for variable, text in environ.items():
-            if variable.upper().startswith(prefix):
+            match = re.fullmatch(f"OS_{re.escape(section)}__(.*)", variable, re.I)
+            if match:
                 used.append(f"environment variable {variable}")
-                name = variable[len(prefix) :].lower()
-                _set_option(settings, section, name, text, used[-1])
+                _set_option(settings, section, match[1].lower(), text, used[-1])
     return used
 
 
@@ -616,7 +623,7 @@ def _apply_presets(settings: Settings) -> Iterator[str]:
             settings[section].setdefault(name, (text, "preset"))
 
 
-def _check_source(source: Source, base: Source, settings: Settings) -> None:
+def _check_source(source: Source, base: Source, settings: Settings) -> Iterator[str]:
     if source.transport_url != base.transport_url:
         raise ConfigError(
             f"{settings[source.name]['transport_url'][1]}: [{source.name}] transport_url: expected "
@@ -629,6 +636,12 @@ def _check_source(source: Source, base: Source, settings: Settings) -> None:
             f"{given[1]}: [{source.name}] pool = {source.pool}: this is the services' own queue; "
             "expected another name, or nothing"
         )
+    for event_type in LIVING_PORT_EVENTS:
+        if _matches(source.event_type, event_type):
+            yield (
+                f"[{source.name}] event_type accepts {event_type}: living instances would lose "
+                "their rights"
+            )
 
 
 def _check_tls(tls: Tls, settings: Settings) -> Iterator[str]:
@@ -647,6 +660,8 @@ def _check_tls(tls: Tls, settings: Settings) -> Iterator[str]:
     _, certificate, key = tls.files
     if key and not certificate:
         yield f"{tls.options}: the key is not used, since its certificate is missing"
+    if tls.is_on and not tls.verifies:
+        yield tls.risk
 
 
 def _build_section(section: str, settings: Settings, base: Any, warnings: list[str]) -> Any:
@@ -677,25 +692,6 @@ def _unknown_sections(settings: Settings) -> Iterator[str]:
         for nearest in difflib.get_close_matches(table, OPTIONS, 1, RESEMBLING):
             if nearest != table:
                 yield f"[{section}]: unknown; the nearest known is [{nearest}]"
-
-
-def _risks(
-    sources: Iterable[Source], rabbit: Rabbit, k2hr3: K2hr3, files: Iterable[str]
-) -> Iterator[str]:
-    if rabbit.ssl and not rabbit.ssl_ca_file:
-        yield f"[{RABBIT}] ssl without ssl_ca_file: unverified, any broker is trusted"
-    if k2hr3.allow_self_signed_cert:
-        yield "[k2hr3] allow_self_signed_cert: any server is trusted; see ca_file"
-    for source in sources:
-        for event_type in LIVING_PORT_EVENTS:
-            if _matches(source.event_type, event_type):
-                yield (
-                    f"[{source.name}] event_type accepts {event_type}: living instances would lose "
-                    "their rights"
-                )
-    for file in files:
-        if os.stat(file).st_mode & 0o004:
-            yield f"{file}: everyone can read it, and it may hold a password: chmod o-r"
 
 
 # --- Transport ---------------------------------------------------------------------------------
@@ -794,7 +790,7 @@ def policy_command(config: Config) -> str:
 
     Since only one policy holds for a queue, this one keeps those of others away.
     """
-    (host, *_) = parse_transport_url(config.sources[0].transport_url)
+    host = parse_transport_url(config.sources[0].transport_url)[0]
     virtual_host = "" if host.virtual_host == "/" else f"-p {shlex.quote(host.virtual_host)} "
     pools = dict.fromkeys(source.pool or config.queue for source in config.sources)
     pattern = "|".join(f"^{re.escape(pool)}" for pool in pools)
@@ -3029,8 +3025,9 @@ def run_process(listener: Listener) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=_obey_signals, args=[listener], daemon=True).start()
     notify_systemd("READY=1")
-    files = ", ".join(listener.config.files) or "defaults"
-    LOG.info(f"k2hr3_osnl {__version__}, settings: {files}")
+    LOG.info(
+        f"k2hr3_osnl {__version__}, settings: {', '.join(listener.config.files) or 'defaults'}"
+    )
     for warning in listener.config.warnings:
         LOG.warning(warning)
     listener.run()
