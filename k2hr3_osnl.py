@@ -713,14 +713,16 @@ def parse_transport_url(url: str, rabbit: Rabbit = Rabbit()) -> list[pika.Connec
 
     :raises ConfigError: the URL is wrong. The text does not show it, since it may hold a password.
     """
+    wrong = ConfigError(f"transport_url: expected {TRANSPORT_URL.expected}")
     parts = _TRANSPORT.fullmatch(url)
-    hosts = re.findall("[^,]+", parts["hosts"]) if parts else [" "]
+    if parts is None:
+        raise wrong
     tls = rabbit.tls.context()
     found = []
-    for text in hosts or ["localhost"]:
+    for text in re.findall("[^,]+", parts["hosts"]) or ["localhost"]:
         host = _HOST.fullmatch(text)
-        if parts is None or host is None or not 0 < int(host["port"] or 5672) < 65536:
-            raise ConfigError(f"transport_url: expected {TRANSPORT_URL.expected}")
+        if host is None or not 0 < int(host["port"] or 5672) < 65536:
+            raise wrong
         name = host["ipv6"] or host["name"]
         user, password = (
             urllib.parse.unquote(text or "guest") for text in host.group("user", "password")
@@ -1115,8 +1117,9 @@ def _get(values: Mapping[str, Any], key: str, expected: type) -> Any:
     """
     value = values.get(key)
     if value is not None and not isinstance(value, expected):
-        found = type(value).__name__
-        raise MalformedNotification(f"{key} is a {found}, expected a {expected.__name__}")
+        raise MalformedNotification(
+            f"{key} is a {type(value).__name__}, expected a {expected.__name__}"
+        )
     return value
 
 
@@ -2958,8 +2961,12 @@ def set_up_logging(default: Default) -> None:
                 f"{LOG_FILE.expected}"
             ) from None
     libraries = LEVELS[default.libs_debug_level]
-    text = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(handlers=[handler], format=text, level=libraries, force=True)
+    logging.basicConfig(
+        handlers=[handler],
+        format="%(asctime)s %(levelname)s %(message)s",
+        level=libraries,
+        force=True,
+    )
     LOG.setLevel(LEVELS[default.debug_level])
     if libraries > logging.DEBUG:  # pika logs many lines about one error; ours is enough
         logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
