@@ -939,7 +939,14 @@ def decode(body: bytes, properties: pika.BasicProperties) -> Notification:
     """
     message = _parse_json(_unpack(body, properties))
     if "oslo.version" in message and "oslo.message" in message:
-        message = _open_envelope(message["oslo.version"], message["oslo.message"])
+        version = message["oslo.version"]
+        text = message["oslo.message"]
+        # all 2.x are compatible
+        if not isinstance(version, str) or not re.fullmatch(r"2\.\d+(\..*)?", version):
+            raise MalformedNotification(f"envelope version {version!r} is not 2.x")
+        if not isinstance(text, str):
+            raise MalformedNotification("oslo.message is not a string")
+        message = _parse_json(text)
     for name in ("publisher_id", "event_type", "priority"):
         if not isinstance(message.get(name), str):
             raise MalformedNotification(f"{name} is missing or not a string")
@@ -971,15 +978,6 @@ def _unpack(body: bytes, properties: pika.BasicProperties) -> str:
         raise MalformedNotification(f"compression {compression!r} is not known") from None
     except (zlib.error, OSError) as error:
         raise MalformedNotification(f"the body is not {compression!r}: {error}") from None
-
-
-def _open_envelope(version: Any, text: Any) -> dict[str, Any]:
-    # all 2.x are compatible
-    if not isinstance(version, str) or not re.fullmatch(r"2\.\d+(\..*)?", version):
-        raise MalformedNotification(f"envelope version {version!r} is not 2.x")
-    if not isinstance(text, str):
-        raise MalformedNotification("oslo.message is not a string")
-    return _parse_json(text)
 
 
 def _parse_json(text: str) -> dict[str, Any]:
