@@ -266,7 +266,8 @@ class Tls(NamedTuple):
 
     :param options: the names of the options that name files, for errors and warnings
     :param files: the CA's certificate, our certificate and its key, each one "" if not given
-    :param risk: the warning if nothing is verified
+    :param verifies: False if the other side's certificate would be accepted unseen
+    :param risk: the warning then
     :param checks_hostname: True if ssl must check the host's name. urllib3 does it itself.
     """
 
@@ -405,7 +406,7 @@ class Rabbit:
             "[oslo_messaging_rabbit] ssl_ca_file, ssl_cert_file, ssl_key_file",
             self.ssl,
             (self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file),
-            bool(self.ssl_ca_file),
+            not self.ssl or bool(self.ssl_ca_file),
             "[oslo_messaging_rabbit] ssl without ssl_ca_file: unverified, any broker is trusted",
             self.ssl_enforce_hostname_verification,
         )
@@ -660,7 +661,7 @@ def _check_tls(tls: Tls, settings: Settings) -> Iterator[str]:
     _, certificate, key = tls.files
     if key and not certificate:
         yield f"{tls.options}: the key is not used, since its certificate is missing"
-    if tls.is_on and not tls.verifies:
+    if not tls.verifies:
         yield tls.risk
 
 
