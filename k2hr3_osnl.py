@@ -3072,6 +3072,8 @@ def listen(config: Config, _arguments: argparse.Namespace) -> int:
 
     A second signal ends it at once. No failure of the broker or of K2HR3 ends it. SIGHUP reopens
     the log file, SIGUSR1 logs the counters.
+
+    example:  k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini
     """
     listener = Listener(config)
     reporter = Reporter(listener)
@@ -3255,6 +3257,8 @@ def drain(config: Config, _arguments: argparse.Namespace) -> int:
     Takes the notification queues until they are empty. Then attempts each deletion in the retry
     queue once. The exit code is 75 if an attempt failed, something is left, or an exchange is
     missing, else 0.
+
+    example:  */5 * * * * k2hr3-osnl drain
     """
     listener = Drain(config)
     run_process(listener)
@@ -3323,6 +3327,8 @@ def check(config: Config, arguments: argparse.Namespace) -> int:
     Prints a line for each: ok, warn or fail. The Role API is asked to delete a random UUID, which
     removes nothing. The exit code is 1 if anything failed, with --strict also if anything warns:
     use that once after an installation, not as a periodic probe.
+
+    example:  k2hr3_osnl.py check
     """
     rows: list[dict[str, Any]] = []
     for result, what, text in _findings(config):
@@ -3465,6 +3471,8 @@ def dump(config: Config, arguments: argparse.Namespace) -> int:
     """Print each matching notification and the DELETE that it leads to, as JSON lines.
 
     It has a temporary queue of its own, so a running listener loses nothing. Ctrl-C ends it.
+
+    example:  k2hr3_osnl.py dump | jq .delete
     """
     if arguments.count is not None and not 0 < arguments.count <= sys.maxsize:
         raise UsageError("dump: --count: expected a whole number from 1 on")
@@ -3558,6 +3566,8 @@ def emit(config: Config, arguments: argparse.Namespace) -> int:
     """Publish a sample deletion as a service would. Creates no exchange or queue.
 
     The instance is random by default. A real one would be deleted from its roles.
+
+    example:  k2hr3_osnl.py emit neutron --ip 192.0.2.7
     """
     ips = tuple(arguments.ip) or ("192.0.2.1",)
     deletion = Deletion(arguments.instance or str(uuid.uuid4()), ips)
@@ -3599,6 +3609,8 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
     whose deletion is done stay: a person has to look at the roles. Look at the ages first: by now
     the instance may have the same address again. --drop discards the letters. Both handle exactly
     the letters that they list, and say how many. The exit code is 1 if some could not be moved.
+
+    example:  k2hr3_osnl.py dead-letters --replay
     """
     if arguments.replay and arguments.drop:
         raise UsageError("dead-letters: either --replay or --drop")
@@ -3692,6 +3704,8 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
 
     With --queue it does not call the Role API: it puts each deletion into the retry queue, and the
     listener makes it. While more than 100 wait there, it does nothing; the exit code is 75 then.
+
+    example:  k2hr3-osnl-catch-up --since 3h | k2hr3_osnl.py delete --queue -
     """
     left = deque(_lines(arguments))
     total = len(left)
@@ -3785,71 +3799,41 @@ class UsageError(Error):
     """The command line is wrong in a way that argparse does not notice."""
 
 
-class Command(NamedTuple):
-    """A command: the function that runs it, an example, and its arguments for argparse."""
-
-    function: Callable[[Config, argparse.Namespace], int]
-    example: str
-    arguments: Mapping[str, Mapping[str, Any]] = {}
-
-
 def _flag(text: str) -> dict[str, Any]:
     return {"action": "store_true", "help": text}
 
 
-#: The commands. A new one is a function and a row here; its docstring is what --help shows.
-COMMANDS = {
-    "listen": Command(listen, "k2hr3_osnl.py -c /etc/k2hr3/k2hr3_osnl.ini"),
-    "drain": Command(drain, "*/5 * * * * k2hr3-osnl drain"),
-    "check": Command(
-        check,
-        "k2hr3_osnl.py check",
-        {
-            "--json": _flag("print one JSON array instead, with the effective settings"),
-            "--strict": _flag("the exit code is 1 also if anything warns"),
+#: The functions of the commands, and their arguments for argparse. A command is named like its
+#: function, with dashes. The function's docstring is what --help shows.
+COMMANDS: dict[Callable[..., int], dict[str, dict[str, Any]]] = {
+    listen: {},
+    drain: {},
+    check: {
+        "--json": _flag("print one JSON array instead, with the effective settings"),
+        "--strict": _flag("the exit code is 1 also if anything warns"),
+    },
+    dump: {"--count": {"type": int, "metavar": "N", "help": "end after N notifications"}},
+    emit: {
+        "pattern": {"choices": SAMPLES, "help": f"the service to imitate: {', '.join(SAMPLES)}"},
+        "--instance": {"metavar": "UUID", "help": "the instance; random by default"},
+        "--ip": {"action": "append", "default": [], "help": "an address of the port"},
+    },
+    dead_letters: {
+        "--json": _flag("print JSON lines instead, with the bodies"),
+        "--instance": {"metavar": "UUID", "help": "only the letters of this instance"},
+        "--replay": _flag("move them back to where they came from"),
+        "--drop": _flag("discard them"),
+    },
+    delete: {
+        "--queue": _flag("let the listener make the deletions"),
+        "instance": {"metavar": "UUID", "help": "the instance, or - for standard input"},
+        "ip": {
+            "nargs": "*",
+            "default": [],
+            "metavar": "IP",
+            "help": "addresses to remove; without any, the whole instance",
         },
-    ),
-    "dump": Command(
-        dump,
-        "k2hr3_osnl.py dump | jq .delete",
-        {"--count": {"type": int, "metavar": "N", "help": "end after N notifications"}},
-    ),
-    "emit": Command(
-        emit,
-        "k2hr3_osnl.py emit neutron --ip 192.0.2.7",
-        {
-            "pattern": {
-                "choices": SAMPLES,
-                "help": "the service to imitate: " + ", ".join(SAMPLES),
-            },
-            "--instance": {"metavar": "UUID", "help": "the instance; random by default"},
-            "--ip": {"action": "append", "default": [], "help": "an address of the port"},
-        },
-    ),
-    "dead-letters": Command(
-        dead_letters,
-        "k2hr3_osnl.py dead-letters --replay",
-        {
-            "--json": _flag("print JSON lines instead, with the bodies"),
-            "--instance": {"metavar": "UUID", "help": "only the letters of this instance"},
-            "--replay": _flag("move them back to where they came from"),
-            "--drop": _flag("discard them"),
-        },
-    ),
-    "delete": Command(
-        delete,
-        "k2hr3-osnl-catch-up --since 3h | k2hr3_osnl.py delete --queue -",
-        {
-            "--queue": _flag("let the listener make the deletions"),
-            "instance": {"metavar": "UUID", "help": "the instance, or - for standard input"},
-            "ip": {
-                "nargs": "*",
-                "default": [],
-                "metavar": "IP",
-                "help": "addresses to remove; without any, the whole instance",
-            },
-        },
-    ),
+    },
 }
 #: The end of `--help`.
 EPILOG = """\
@@ -3869,9 +3853,9 @@ environment:
 """
 
 
-def _general_options(**options: Any) -> argparse.ArgumentParser:
+def _general_options(**layout: Any) -> argparse.ArgumentParser:
     """Return a parser of the options that may stand before and after the command."""
-    parser = argparse.ArgumentParser(**options, add_help=False, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(**layout, add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument(
         "-c",
         "--config-file",
@@ -3887,42 +3871,40 @@ def _general_options(**options: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    usage = "%(prog)s [OPTIONS] [COMMAND [OPTIONS]]"
-    named: Any = {"prog": "k2hr3_osnl.py", "usage": usage}
-    exact: Any = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    general = _general_options(**named, **exact)
-    layout = {**exact, "parents": [general]}
+def _parse(argv: list[str] | None) -> tuple[dict[str, Any], argparse.Namespace]:
+    """Return the general options that are given, and the arguments with the command's function."""
+    layout: Any = {
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
+    general = _general_options(**layout)
+    layout["parents"] = [general]
     description = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(**named, **layout, description=description, epilog=EPILOG)
+    parser = argparse.ArgumentParser(**layout, description=description, epilog=EPILOG)
     parser.add_argument("-v", "--version", action="version", version=f"k2hr3_osnl {__version__}")
-    commands = parser.add_subparsers(
-        title="commands, listen by default", dest="command", metavar="COMMAND", prog=parser.prog
-    )
-    for name, command in COMMANDS.items():
-        text = inspect.getdoc(command.function) or ""
+    parser.set_defaults(function=listen)
+    commands = parser.add_subparsers(title="commands, listen by default", metavar="COMMAND")
+    parser.usage = "%(prog)s [OPTIONS] [COMMAND [OPTIONS]]"  # now, so that no command inherits it
+    for function, command_arguments in COMMANDS.items():
+        name = function.__name__.replace("_", "-")
+        text = inspect.getdoc(function) or ""
         summary = text.partition("\n")[0]
-        example = f"example:  {command.example}"
-        subparser = commands.add_parser(
-            name, **layout, help=summary, description=text, epilog=example
-        )
-        for argument, properties in command.arguments.items():
+        subparser = commands.add_parser(name, **layout, help=summary, description=text)
+        subparser.set_defaults(function=function)
+        for argument, properties in command_arguments.items():
             subparser.add_argument(argument, **properties)
     found, rest = general.parse_known_args(argv)
-    return parser.parse_args(rest, found)
+    return vars(found), parser.parse_args(rest)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    arguments = _parse(argv)
-    given = vars(arguments)
+    options, arguments = _parse(argv)
     existing = [file for file in CONFIG_FILES if os.path.exists(file)]
     try:
-        config = Config.load(*given.get("config_file", existing[:1]))
-        overriding = given.keys() & {"debug_level", "libs_debug_level", "log_file"}
-        default = replace(config.default, **{name: given[name] for name in overriding})
-        set_up_logging(default)
-        return COMMANDS[arguments.command or "listen"].function(config, arguments)
+        config = Config.load(*options.pop("config_file", existing[:1]))
+        set_up_logging(replace(config.default, **options))
+        return int(arguments.function(config, arguments))
     except FAILURES as error:
         tell(explain(error))
         if isinstance(error, UsageError):
