@@ -3707,31 +3707,32 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
 
     example:  k2hr3-osnl-catch-up --since 3h | k2hr3_osnl.py delete --queue -
     """
-    left = deque(_lines(arguments))
-    total = len(left)
-    failed: list[str] = []
+    lines = _lines(arguments)
+    left = list(lines)
     breaker = Breaker(config.k2hr3.retry_interval_seconds)
     word = "queued" if arguments.queue else "deleted"
     with contextlib.ExitStack() as stack:
         if arguments.queue:
             connection = stack.enter_context(open_connection(config))
-            if ready_in(connection, config.queue + RETRY.copy_to) > 100:
+            queue = config.queue + RETRY.copy_to
+            if ready_in(connection, queue) > 100:
                 tell("more than 100 deletions wait already")
                 return os.EX_TEMPFAIL
-            make = partial(_queue_deletion, config, connection)
+            make = partial(_queue_deletion, connection, queue)
         else:
             make = partial(_delete, RoleApi(config.k2hr3), breaker, config.k2hr3.max_retries)
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        while left and not breaker.open:
-            if not _make(make, word, left[0]):
-                failed.append(left[0])
-            left.popleft()
-            show_progress(total - len(left), len(left))
-    failed += left
+        for number, line in enumerate(lines, 1):
+            if breaker.open:
+                break
+            if _make(make, word, line):
+                left.remove(line)
+            show_progress(number, len(lines) - number)
     if arguments.instance == "-":
-        tell(f"{total - len(failed)} {word}, {len(failed)} not", logging.INFO)
-    print("".join(f"{line}\n" for line in failed), end="")
-    return int(bool(failed))
+        tell(f"{len(lines) - len(left)} {word}, {len(left)} not", logging.INFO)
+    for line in left:
+        print(line)
+    return int(bool(left))
 
 
 def _make(make: Callable[[Deletion], None], word: str, line: str) -> bool:
@@ -3755,17 +3756,13 @@ def _lines(arguments: argparse.Namespace) -> list[str]:
         return [" ".join([arguments.instance, *arguments.ip])]
     if arguments.ip:
         raise UsageError("delete -: write the addresses into the lines of standard input")
-    for stream in (sys.stdin, sys.stdout):  # bytes that are not UTF-8 are printed unchanged
-        cast(Any, stream).reconfigure(errors="surrogateescape")
+    cast(Any, sys.stdin).reconfigure(errors="backslashreplace")  # so that it can be printed
     return [line.strip() for line in sys.stdin if line.strip()]
 
 
-def _queue_deletion(
-    config: Config, connection: pika.BlockingConnection, deletion: Deletion
-) -> None:
+def _queue_deletion(connection: pika.BlockingConnection, queue: str, deletion: Deletion) -> None:
     """Put a deletion into the retry queue, as a notification that any listener can read."""
     body, properties = sample_message("neutron" if deletion.ips else "nova", deletion)
-    queue = config.queue + RETRY.copy_to
     properties.headers = {"x-k2hr3-queue": queue, "x-k2hr3-reason": "by the command delete"}
     publish(connection, "", queue, body, properties)
 
