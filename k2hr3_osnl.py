@@ -3481,15 +3481,18 @@ def dump(config: Config, arguments: argparse.Namespace) -> int:
         channel = connection.channel()
         bounded = {"x-max-length": 10000}
         queue = channel.queue_declare("", exclusive=True, arguments=bounded).method.queue
-        refused = []
-        for source, priority in itertools.product(config.sources, ENDPOINT.priorities()):
-            bind = partial(
-                BlockingChannel.queue_bind,
-                queue=queue,
-                exchange=source.exchange,
-                routing_key=f"{source.topic}.{priority}",
+        refused = [
+            refusal(
+                connection,
+                partial(
+                    BlockingChannel.queue_bind,
+                    queue=queue,
+                    exchange=source.exchange,
+                    routing_key=f"{source.topic}.info",
+                ),
             )
-            refused.append(refusal(connection, bind))
+            for source in config.sources
+        ]
         for problem in filter(None, refused):
             tell(explain(problem))
         if all(refused):
