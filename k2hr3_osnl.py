@@ -3528,41 +3528,43 @@ def describe(
     return row
 
 
-#: Notifications for `emit`, as the services publish them; CUK and IPS are replaced.
+#: Notifications for `emit`, as the services publish them.
 SAMPLES = {
     "neutron": """{
+        "message_id": "%(id)s", "timestamp": "%(time)s", "priority": "INFO",
         "publisher_id": "network.sample",
         "event_type": "port.delete.end",
-        "payload": {"port": {"device_id": CUK, "device_owner": "compute:nova", "fixed_ips": IPS}}
+        "payload": {
+            "port": {"device_id": "%(cuk)s", "device_owner": "compute:nova", "fixed_ips": %(ips)s}
+        }
     }""",
     "nova": """{
+        "message_id": "%(id)s", "timestamp": "%(time)s", "priority": "INFO",
         "publisher_id": "nova-compute:sample",
         "event_type": "instance.delete.end",
-        "payload": {"nova_object.data": {"uuid": CUK, "state": "deleted"}}
+        "payload": {"nova_object.data": {"uuid": "%(cuk)s", "state": "deleted"}}
     }""",
     "compute": """{
+        "message_id": "%(id)s", "timestamp": "%(time)s", "priority": "INFO",
         "publisher_id": "compute.sample",
         "event_type": "compute.instance.delete.end",
-        "payload": {"instance_id": CUK, "state": "deleted"}
+        "payload": {"instance_id": "%(cuk)s", "state": "deleted"}
     }""",
 }
 
 
 def sample_message(pattern: str, deletion: Deletion) -> tuple[bytes, pika.BasicProperties]:
     """Return body and properties of a notification as a service publishes it."""
-    ips = [{"ip_address": ip} for ip in deletion.ips]
-    text = SAMPLES[pattern].replace("CUK", f'"{deletion.cuk}"').replace("IPS", json.dumps(ips))
-    message = {
-        **json.loads(text),
-        "message_id": str(uuid.uuid4()),
-        "priority": "INFO",
-        "timestamp": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime()),
+    message = SAMPLES[pattern] % {
+        "id": uuid.uuid4(),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime()),
+        "cuk": deletion.cuk,
+        "ips": json.dumps([{"ip_address": ip} for ip in deletion.ips]),
     }
-    body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()
-    properties = pika.BasicProperties(
+    body = json.dumps({"oslo.version": "2.0", "oslo.message": message}).encode()
+    return body, pika.BasicProperties(
         content_type="application/json", content_encoding="utf-8", delivery_mode=2
     )
-    return body, properties
 
 
 def emit(config: Config, arguments: argparse.Namespace) -> int:
@@ -3572,8 +3574,8 @@ def emit(config: Config, arguments: argparse.Namespace) -> int:
 
     example:  k2hr3_osnl.py emit neutron --ip 192.0.2.7
     """
-    ips = tuple(arguments.ip) or ("192.0.2.1",)
-    deletion = Deletion(arguments.instance or str(uuid.uuid4()), ips)
+    ips = arguments.ip or ["192.0.2.1"]
+    deletion = Deletion(arguments.instance or str(uuid.uuid4()), tuple(ips))
     body, properties = sample_message(arguments.pattern, deletion)
     sample = decode(body, properties)
     what = f"{sample.event_type} of {sample.publisher_id}"
@@ -3816,7 +3818,7 @@ COMMANDS: dict[Callable[..., int], dict[str, dict[str, Any]]] = {
     emit: {
         "pattern": {"choices": SAMPLES, "help": f"the service to imitate: {', '.join(SAMPLES)}"},
         "--instance": {"metavar": "UUID", "help": "the instance; random by default"},
-        "--ip": {"action": "append", "default": [], "help": "an address of the port"},
+        "--ip": {"action": "append", "help": "an address of the port"},
     },
     dead_letters: {
         "--json": _flag("print JSON lines instead, with the bodies"),
@@ -3829,7 +3831,7 @@ COMMANDS: dict[Callable[..., int], dict[str, dict[str, Any]]] = {
         "instance": {"metavar": "UUID", "help": "the instance, or - for standard input"},
         "ip": {
             "nargs": "*",
-            "default": [],
+            "default": [],  # without it argparse calls the addresses required, too
             "metavar": "IP",
             "help": "addresses to remove; without any, the whole instance",
         },
