@@ -3641,17 +3641,18 @@ def _handle_letter(config: Config, channel: BlockingChannel, arguments: argparse
         return ""
     ours = _our_headers(properties)
     letter = _letter(config, body, properties, ours)
-    is_listed = arguments.instance in (None, letter["instance"])
-    result = "listed" if is_listed else ""
+    doubt = ours.get("x-k2hr3-doubt")
     to = queue
-    if is_listed and arguments.drop:
+    result = "listed"
+    if arguments.instance not in (None, letter["instance"]):
+        result = ""
+    elif arguments.drop:
         result = "dropped"
         to = ""
-    elif is_listed and arguments.replay and ours.get("x-k2hr3-doubt") == "done":
+    elif arguments.replay and doubt == "done":
         result = "left as done"  # it needs a person, not another attempt
-    elif is_listed and arguments.replay:
+    elif arguments.replay:
         to = first_queue(config, subscriptions(config, ENDPOINT), properties)
-        doubt = ours.get("x-k2hr3-doubt")
         ours = {"x-k2hr3-queue": to}
         if doubt:  # the listener reads this header only in the retry queue
             to = config.queue + RETRY.copy_to
@@ -3691,13 +3692,11 @@ def _letter(
 def _our_headers(properties: pika.BasicProperties) -> dict[str, Any]:
     """Return our headers of a dead letter, bounded: a stranger may have written them."""
     headers: Any = properties.headers or {}
-    ours: dict[str, Any] = {}
-    for name, is_number in LETTER_HEADERS.items():
-        if name in headers and is_number:
-            ours[name] = int(number_header(properties, name))
-        elif name in headers:
-            ours[name] = printable(str(headers[name]))
-    return ours
+    return {
+        name: int(number_header(properties, name)) if is_number else printable(str(headers[name]))
+        for name, is_number in LETTER_HEADERS.items()
+        if name in headers
+    }
 
 
 def delete(config: Config, arguments: argparse.Namespace) -> int:
