@@ -3625,9 +3625,9 @@ def dead_letters(config: Config, arguments: argparse.Namespace) -> int:
     with open_connection(config) as connection:
         channel = connection.channel()
         count = ready_in(connection, config.queue + DEAD_LETTER.copy_to)
-        for number in range(count):
+        for left in reversed(range(count)):
             counts[_handle_letter(config, channel, arguments).partition(" (")[0]] += 1
-            show_progress(number + 1, count - number - 1)
+            show_progress(count - left, left)
     told = ", ".join(f"{count} {result}" for result, count in counts.items() if result)
     tell(told or "none", logging.INFO)
     return int("not moved" in counts)
@@ -3901,7 +3901,7 @@ def _parse(argv: list[str] | None) -> tuple[dict[str, Any], argparse.Namespace]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options, arguments = _parse(argv)
-    existing = [file for file in CONFIG_FILES if os.path.exists(file)]
+    existing = list(filter(os.path.exists, CONFIG_FILES))
     try:
         config = Config.load(*options.pop("config_file", existing[:1]))
         set_up_logging(replace(config.default, **options))
