@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import pty
-import random
 import re
 import shlex
 import shutil
@@ -106,6 +105,8 @@ from lab.spelling import JSON_VALUES, RULES, OsloEndpoint, bodies, dispatch, nea
 POOL, RETRY, DEAD = QUEUES = ("k2hr3_osnl", "k2hr3_osnl.retry", "k2hr3_osnl.dead_letter")
 CUK = "0f8e6f1c-7a4b-4d6e-9c1d-2a3b4c5d6e7f"
 ADDRESS = "10.0.0.5"
+#: Arguments of a quorum queue of ours: by default RabbitMQ 4 drops what came back 20 times.
+QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": 2_000_000_000}
 #: Seconds that a busy machine may add to a deadline of the contract.
 SLACK = 1.0
 
@@ -1084,27 +1085,6 @@ def test_a_transport_url_is_read_otherwise_for_a_reason(
         assert their_hosts(url) != read
 
 
-WORD = st.text(min_size=1, max_size=12).map(lambda text: urllib.parse.quote(text, safe=""))
-HOST = st.sampled_from(["h", "my-host.example.com", "127.0.0.1", "[::1]", "[2001:db8::a:1]"])
-
-
-@hypothesis_settings(deadline=None, database=None, max_examples=50)
-@given(
-    hosts=st.lists(st.tuples(WORD, WORD, HOST, st.integers(1, 65535)), min_size=1, max_size=4),
-    path=st.one_of(st.just(""), st.just("/"), st.just("//"), WORD.map(lambda word: "/" + word)),
-    query=st.sampled_from(["", "?a=b", "?a=b/c&d=@"]),
-)
-def test_transport_urls_are_read_as_oslo_messaging_reads_them(
-    hosts: list[tuple[str, str, str, int]], path: str, query: str
-) -> None:
-    netloc = ",".join(f"{user}:{password}@{host}:{port}" for user, password, host, port in hosts)
-    url = f"rabbit://{netloc}{path}{query}"
-    expected = their_hosts(url)
-    assume(expected)  # older Pythons refuse an address in brackets beside a name
-
-    assert our_hosts(url) == expected
-
-
 DRIVERS_OPTIONS = """
     ssl=True ssl=1 ssl_ca_file=FILE ssl_cert_file=FILE ssl_key_file=FILE
     ssl_enforce_hostname_verification=no rabbit_login_method=PLAIN rabbit_login_method=EXTERNAL
@@ -1424,36 +1404,6 @@ def test_the_five_rules_of_the_filter(rules: dict[str, str], accepted: bool) -> 
     body = notification(port(CUK, [ADDRESS]), message_id="1")
 
     assert accepts(source_with(**rules), decode(body, properties())) is accepted
-
-
-ANY_VALUE = source_with(context="a:.*", payload="a:.*,uuid:.*")
-
-
-@pytest.mark.slow
-@thorough(150)
-@given(
-    body=st.one_of(
-        st.binary(max_size=200),
-        JSON_VALUES.map(lambda value: json.dumps(value).encode()),
-        st.builds(
-            lambda body, at, by: body[:at] + by + body[at + len(by) :],
-            BODIES,
-            st.integers(0, 300),
-            st.binary(max_size=3),
-        ),
-    ),
-    headers=st.none()
-    | st.dictionaries(st.just("compression"), st.one_of(st.sampled_from([GZIP, BZ2]), JSON_VALUES)),
-    compress=st.sampled_from([bytes, zlib.compress, bz2.compress]),
-    kept=st.none() | st.integers(0, 300),
-)
-def test_no_body_raises_anything_but_malformed_notification(
-    body: bytes, headers: dict[str, Any] | None, compress: Any, kept: int | None
-) -> None:
-    body, sent = compress(body)[:kept], pika.BasicProperties(headers=headers)
-    quick_event_type(body, sent)
-    with suppress(MalformedNotification):
-        accepts(ANY_VALUE, decode(body, sent))
 
 
 # --- Deletion ----------------------------------------------------------------------------------
@@ -2597,27 +2547,6 @@ def blind(broker: Broker) -> str:
     return broker.url("blind", "secret")
 
 
-def test_what_is_no_deletion_is_ignored(
-    broker: Broker, api: RoleApi, neutron: Callable[..., None]
-) -> None:
-    (cuk,) = cuks(1)
-    publish(
-        broker,
-        notification(port(CUK, [ADDRESS]), "port.update.end"),
-        notification(port(CUK, [ADDRESS]), publisher_id="nova-compute:host1"),
-        notification(port(CUK, [ADDRESS]), priority="ERROR"),
-        notification(port(CUK, [ADDRESS], device_owner="network:router_interface")),
-        notification(port(CUK, [])),
-        notification({"port_id": CUK}),
-        notification({"port_id": CUK}),
-        notified(cuk),
-    )
-    with listening(quick(broker.url(), api)) as listener:
-        all_done(broker, api, [cuk])
-        assert [request.cuk for request in api.requests] == [cuk]
-        assert len(re.findall(" WARNING .*Neutron", listener.log)) == 1
-
-
 #: A word of the reason -> body and `compression` header.
 MALFORMED: dict[str, tuple[bytes, Any]] = {
     "JSON": (b"<xml>port.delete.end</xml>", None),
@@ -2702,48 +2631,6 @@ def test_a_deletion_that_can_never_fit_becomes_a_dead_letter(
     assert "not sent" in found.pop("x-k2hr3-reason")
     assert found.pop("x-k2hr3-first-failure") == found.pop("x-k2hr3-last-failure") > 0
     assert found == {"x-k2hr3-queue": POOL, "x-k2hr3-attempts": 1}
-
-
-def test_while_k2hr3_does_not_keep_up_the_queue_is_emptied_in_time(
-    broker: Broker, blind: str, api: RoleApi, neutron: Callable[..., None]
-) -> None:
-    # Given an API that takes 1 s for each of 40 deletions, and 30 s that are 1 s here
-    api.fault = Slow(1)
-    deleted = cuks(40)
-    sections = quick(blind, api, timeout_seconds=5)
-    sections["oslo_messaging_rabbit"]["rabbit_qos_prefetch_count"] = 10
-    with listening(sections, "k2hr3_osnl.Listener.hold_seconds = 1.0") as listener:
-        listener.wait_for_log("connected")
-        began = time.monotonic()
-        neutron(*deleted)
-        assert broker.depth(POOL).unacked <= 10, "more than the prefetch"
-        broker.wait_for_depth(POOL, 0, timeout=20)
-        assert time.monotonic() - began < 5 + 1 + SLACK  # timeout_seconds and hold_seconds
-        # Then what came within that time is made, and all others wait
-        made = asked(api, deleted)
-        assert len(made) <= 6 + SLACK
-        assert sorted(made + instances_in(broker, RETRY)) == sorted(deleted)
-        for message in broker.messages(RETRY):
-            found = headers(message)
-            assert found.pop("x-k2hr3-reason")
-            assert found == {"x-k2hr3-queue": POOL, "x-k2hr3-attempts": 0}
-
-
-def test_a_fresh_delivery_that_came_before_moves_without_an_attempt(
-    broker: Broker, blind: str, api: RoleApi
-) -> None:
-    # Given a quorum queue, which may drop what is returned too often
-    declare_neutron(broker, "quorum")
-    delete_ports(broker, CUK)
-    broker.messages(POOL)  # gives it back
-    assert headers(broker.messages(POOL)[0])["x-delivery-count"] >= 1
-    with listening(quick(blind, api)):
-        broker.wait_for_depth(RETRY, 1)
-        broker.wait_for_depth(POOL, 0)
-        assert api.requests == []
-        found = headers(broker.messages(RETRY)[0])
-        assert found.pop("x-k2hr3-reason")
-        assert found == {"x-k2hr3-queue": POOL, "x-k2hr3-attempts": 0}
 
 
 def test_later_copies_tell_where_and_when_it_began(broker: Broker, api: RoleApi) -> None:
@@ -2850,48 +2737,6 @@ def test_a_member_that_k2hr3_may_have_kept_is_one_dead_letter_for_a_person(
         listener.wait_for_log(f" WARNING dead letter instance={cuk}: K2HR3 answered 204")
         assert listener.stop() == 0
         assert re.search(" deleted=5 .* doubtful=1 ", listener.log)
-
-
-@pytest.mark.parametrize("happens", ["SIGTERM", "connection lost"])
-def test_a_doubt_about_a_running_attempt_is_not_forgotten(
-    broker: Broker, api: RoleApi, neutron: Callable[..., None], happens: str
-) -> None:
-    # Given an attempt under way, which will cost an instance its index only
-    api.register(CUK, ADDRESS)
-    api.fault = Kept(403, seconds=1)
-    neutron(CUK)
-    with listening(quick(broker.url(), api, timeout_seconds=5)) as listener:
-        wait_until(lambda: api.under_way)
-        if happens == "SIGTERM":
-            assert listener.stop() == 0
-            listener.start()
-        else:
-            close_connections(broker)
-        # When the deletion is made again, then there is a letter all the same
-        wait_until(lambda: api.deleted == {CUK}, 20)
-        assert api.kept() == {CUK}
-        doubtful(broker, 1)
-
-
-def test_a_doubt_that_could_not_be_told_in_an_outage_of_the_broker_is_told_after_it(
-    broker: Broker, api: RoleApi, neutron: Callable[..., None]
-) -> None:
-    # Given a success that took long, and no broker any more when it comes
-    api.delay = 2
-    neutron(CUK)
-    with Proxy(broker.port) as proxy:
-        sections = quick(broker.url(hosts=[f"127.0.0.1:{proxy.port}"]), api, timeout_seconds=5)
-        with listening(sections, "k2hr3_osnl.DOUBTFUL_SECONDS = 0.5") as listener:
-            wait_until(lambda: api.under_way)
-            proxy.refuse()
-            proxy.cut()
-            listener.wait_for_log(f"no copy to {DEAD}, held instead")
-            # When the broker is back, which delivers it again
-            api.delay = 0
-            proxy.accept()
-            wait_until(lambda: len(api.requests) == 2, 20)
-            # Then there is a letter
-            doubtful(broker, 1)
 
 
 # --- No message is ever in none of the queues ----------------------------------------------------
@@ -3007,35 +2852,6 @@ def test_failed_copies_pause_all_for_longer_and_longer_and_are_one_error(
     assert k2hr3_osnl.Publisher.longest_pause == 30
 
 
-def test_a_memory_alarm_blocks_copies_and_nothing_else(
-    broker: Broker, api: RoleApi, neutron: Callable[..., None]
-) -> None:
-    # Given a deletion that fails, one that can't be, and good ones, all queued in an alarm
-    bad, *good = cuks(20)
-    api.refused_cuks.add(bad)
-    neutron(bad, "none", *good)
-    for queue in (RETRY, DEAD):
-        declare(broker, queue)
-    broker.alarm(True)
-    try:
-        with listening(quick(broker.url(), api), SHORT_PAUSE) as listener:
-            wait_until(lambda: api.deleted == set(good), 20)
-            listener.wait_for_log(" ERROR ", 20)
-            broker.wait_for_depth(POOL, 0, 2)
-            assert total(broker, RETRY, DEAD) == 0
-            # When the alarm is over
-            broker.alarm(False)
-            broker.wait_for_depth(POOL, 0, timeout=30)
-            # (a copy that was given up while blocked may be there twice)
-            assert total(broker, RETRY) >= 1
-            assert 1 <= broker.depth(DEAD).ready <= 2
-            api.refused_cuks.clear()
-            wait_until(lambda: api.deleted == {bad, *good}, 20)
-            broker.wait_for_depth(RETRY, 0)
-    finally:
-        broker.alarm(False)
-
-
 @pytest.fixture
 def small_messages(broker: Broker) -> Iterator[Callable[[], None]]:
     """Has the broker refuse bodies of more than 20 kB from now on."""
@@ -3082,51 +2898,6 @@ def test_one_odd_message_stops_no_other(
         assert re.search(f" ERROR no copy to {RETRY}.*(max size|message size)", listener.log)
 
 
-#: Erlang: how many queues have one delivery that is held and none that is ready.
-HELD = (
-    'lists:sum([1 || Q <- rabbit_amqqueue:list(<<"/">>), {ok, 0, 1} <- [rabbit_amqqueue:stat(Q)]])'
-)
-
-
-@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_a_held_delivery_survives_30_reconnects(
-    broker: Broker, mute: str, api: RoleApi, tmp_path: Path, queue_type: str
-) -> None:
-    # Given a listener that may not copy, whose queues are its own, with a failing deletion, and a
-    # retry that is not due for long
-    sections = quick(mute, api, retry_interval_seconds=600)
-    sections["oslo_messaging_rabbit"]["rabbit_quorum_queue"] = queue_type == "quorum"
-    config = with_presets(broker, sections, "neutron")
-    api.refused_cuks.add(CUK)
-    options = config_from(tmp_path / "ini", config)
-    at_once = dataclasses.replace(options.rabbit, rabbit_retry_interval=0)
-    limit = {"x-delivery-limit": 2_000_000_000} if queue_type == "quorum" else {}
-    with Running(dataclasses.replace(options, rabbit=at_once)):
-        wait_for_binding(broker, POOL)
-        for queue in QUEUES:
-            made = broker.queue(queue)
-            assert (made["durable"], made["type"]) == (True, queue_type)
-            assert made["arguments"] == {"x-queue-type": queue_type, **limit}
-        fill(broker, RETRY, cuks(1), attempts=20, last_failure=int(time.time()))
-        broker.publish(b"dead", "", DEAD)
-        delete_ports(broker, CUK)
-        # When the broker closes the connections 30 times
-        for _ in range(30):
-            wait_until(lambda: broker.evaluate(HELD) == "2", 20, "both held")
-            close_connections(broker)
-        wait_until(lambda: broker.evaluate(HELD) == "2", 20, "both held")
-
-    # Then nothing was lost
-    for queue in QUEUES:
-        broker.wait_for_depth(queue, 1)
-    for queue in (POOL, RETRY):
-        (message,) = broker.messages(queue)
-        assert message.redelivered
-        # RabbitMQ 4 drops a message after 20 by default; a look may see what is held no more
-        assert not limit or headers(message)["x-delivery-count"] > 20
-    assert CUK not in api.deleted
-
-
 @pytest.mark.parametrize("quorum", [False, True], ids=["classic first", "quorum first"])
 def test_queues_of_an_earlier_run_are_used_as_they_are(
     quorum: bool, broker: Broker, api: RoleApi
@@ -3143,53 +2914,12 @@ def test_queues_of_an_earlier_run_are_used_as_they_are(
             wait_until(lambda cuk=cuk: cuk in api.deleted)  # type: ignore[misc]
             broker.wait_for_depth(DEAD, 1 if is_quorum == quorum else 2)
             for queue in QUEUES:
-                assert broker.queue(queue)["type"] == ("quorum" if quorum else "classic")
+                made = broker.queue(queue)
+                assert made["durable"]
+                assert made["arguments"] == (QUORUM if quorum else {"x-queue-type": "classic"})
             broker.wait_for_depth(RETRY, 0)
             broker.wait_for_depth(POOL, 0)
             assert " ERROR " not in listener.log
-
-
-# --- Acks in any order ---------------------------------------------------------------------------
-
-
-class Tray:
-    """Deliveries of a queue taken by the listener's own `Consumer`, to be finished in any order."""
-
-    def __init__(self, connection: pika.BlockingConnection, queue: str, count: int) -> None:
-        self.deliveries: list[k2hr3_osnl.Delivery] = []
-        receive = self.deliveries.append
-        self.consumer = k2hr3_osnl.Consumer(connection, queue, 100, receive)
-        while len(self.deliveries) < count:
-            connection.process_data_events(1)
-
-    def flush(self) -> None:
-        """Ack, and wait until the broker has seen it."""
-        self.consumer.flush()
-        self.consumer.channel.queue_declare(self.consumer.queue, passive=True)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_acks_in_any_order_ack_each_delivery_once(broker: Broker, seed: int) -> None:
-    # Given up to 60 deliveries, all or some of which are finished in a random order, in groups
-    chance = random.Random(seed)
-    count = chance.randint(1, 60)
-    left = list(range(count))
-    chance.shuffle(left)
-    stays = chance.choice([0, count // 2])
-    declare(broker, "acks")
-    broker.publish_many([str(number).encode() for number in range(count)], "", "acks")
-    with closing(broker.amqp()) as connection:
-        tray = Tray(connection, "acks", count)
-        while len(left) > stays:
-            for _ in range(chance.randint(1, min(6, len(left) - stays))):
-                tray.deliveries[left.pop()].finish()
-            tray.flush()
-            # Then the channel is open, and what is acked is what is finished
-            assert tray.consumer.channel.is_open
-            assert broker.depth("acks") == Depth(0, len(left))
-    # (a broker takes back what a channel held some time after it closed it)
-    broker.wait_for_depth("acks", len(left))
-    assert {int(message.body) for message in broker.messages("acks")} == set(left)
 
 
 # --- An outage of K2HR3 --------------------------------------------------------------------------
@@ -3322,15 +3052,6 @@ def test_a_refused_tls_connection_is_one_line(
 # --- Recovery -----------------------------------------------------------------------------------
 
 
-def kill_and_start(broker: Broker) -> None:
-    broker.kill()
-    broker.start()
-
-
-def delete_pool(broker: Broker) -> None:
-    broker.delete_queue(POOL)
-
-
 def make_pool_again(broker: Broker) -> None:
     """Delete the pool queue, which cancels its consumer, and make it again of another type."""
     broker.delete_queue(POOL)
@@ -3354,9 +3075,7 @@ def close_connections(broker: Broker) -> None:
     wait_until(lambda: not still_there(), 20, "the connections to be closed")
 
 
-@pytest.mark.parametrize(
-    "happens", [Broker.restart, kill_and_start, close_connections, delete_pool, make_pool_again]
-)
+@pytest.mark.parametrize("happens", [Broker.restart, close_connections, make_pool_again])
 def test_recovers_with_deliveries_held(
     broker: Broker,
     api: RoleApi,
@@ -3379,41 +3098,6 @@ def test_recovers_with_deliveries_held(
         all_done(broker, api, [*expected, *later])
         lines = troubles(listener.log)
     lines = [line for line in lines if "was deleted, with all that it held" not in line]
-    assert len(lines) == 1, lines
-
-
-def set_consumer_timeout(broker: Broker, milliseconds: int) -> None:
-    """How long consumers started from now on may hold a delivery; looked at five times a second."""
-    broker.evaluate(
-        f"[application:set_env(rabbit, consumer_timeout, {milliseconds}),"
-        " application:set_env(rabbit, channel_tick_interval, 200)]"
-    )
-
-
-def test_recovers_from_a_consumer_timeout(
-    broker: Broker, api: RoleApi, neutron: Callable[..., None]
-) -> None:
-    # Given a quorum queue: RabbitMQ 4.3 has no such timeout for others
-    broker.delete_queue(POOL)
-    declare_neutron(broker, "quorum")
-    expected = cuks(10)
-    neutron(*expected)
-    api.fault = Hang()
-    with listening(quick(broker.url(), api, timeout_seconds=20)) as listener:
-        # and a broker that, when a delivery is not acknowledged for a second, closes the channel
-        # (406), or from 4.3 on cancels the consumer
-        set_consumer_timeout(broker, 1000)
-        try:
-            listener.wait_for_log("connected")
-            wait_until(lambda: broker.depth(POOL).unacked == len(expected))
-        finally:
-            set_consumer_timeout(broker, 1_800_000)
-        # When the API answers only after that
-        listener.wait_for_log("WARNING .*( 406 |cancelled)")
-        api.fault = None
-        # Then
-        all_done(broker, api, expected)
-        lines = troubles(listener.log)
     assert len(lines) == 1, lines
 
 
@@ -3466,45 +3150,6 @@ def test_recovers_from_a_deleted_queue_whose_consumer_was_not_cancelled(
     broker.kill()  # with the process of the old queue
 
 
-def test_recovers_from_an_exchange_deleted_and_made_again(broker: Broker, api: RoleApi) -> None:
-    first, second = cuks(2)
-    bound = [("neutron", "notifications.info")]
-    with listening(quick(broker.url(), api)) as listener:
-        # Given an exchange that is missing at first, which is one line
-        (line,) = listener.wait_for_log(" WARNING exchange neutron.*")
-        with_presets(broker, {}, "neutron")
-        delete_ports(broker, first)
-        wait_until(lambda: first in api.deleted)
-        assert len(troubles(listener.log)) == 1
-        # When it is deleted, with its bindings, and made again
-        broker.delete_exchange("neutron")
-        with_presets(broker, {}, "neutron")
-        # Then it is bound again, though nothing told of it
-        wait_until(lambda: broker.bindings(POOL) == bound, 40, "the binding")
-        delete_ports(broker, second)
-        all_done(broker, api, [first, second])
-        assert len(troubles(listener.log)) <= 2, line
-
-
-def test_recovers_from_refused_credentials(
-    broker: Broker, api: RoleApi, neutron: Callable[..., None]
-) -> None:
-    neutron(CUK)
-    password = "secret-of-this-test"
-    broker.add_user("osnl", "another")
-    with Proxy(broker.port) as proxy:
-        url = broker.url("osnl", password, hosts=[f"127.0.0.1:{proxy.port}"])
-        with listening(quick(url, api)) as listener:
-            wait_until(lambda: proxy.connections >= 3, 30, "three attempts")
-            # When
-            broker.add_user("osnl", password)
-            # Then
-            all_done(broker, api, [CUK])
-            assert password not in listener.log
-            (line,) = troubles(listener.log)
-    assert "refused" in line
-
-
 def test_an_outage_of_the_broker_is_one_line(
     broker: Broker, api: RoleApi, neutron: Callable[..., None]
 ) -> None:
@@ -3548,8 +3193,11 @@ def test_stops_in_the_middle_of_a_load(
     expected = cuks(500)
     neutron(*expected)
     api.delay = 0.02
-    with listening(quick(broker.url(), api)) as listener:
+    sections = quick(broker.url(), api)
+    sections["oslo_messaging_rabbit"]["rabbit_qos_prefetch_count"] = 10
+    with listening(sections) as listener:
         wait_until(lambda: len(api.deleted) >= 20)
+        assert broker.depth(POOL).unacked <= 10
         stops_in_time(listener, 2)
         requests = len(api.requests)
         assert requests < len(expected)
@@ -3571,15 +3219,6 @@ def test_stops_in_an_outage_of_the_role_api(
         wait_until(lambda: api.under_way or total(broker, RETRY) >= 10)
         stops_in_time(listener, 2)
     nothing_lost(broker, api, expected)
-
-
-def test_stops_in_an_outage_of_the_broker(api: RoleApi) -> None:
-    url = f"rabbit://127.0.0.1:{free_port()}/"
-    with listening(settings(url, api.url, timeout_seconds=10)) as listener:
-        listener.wait_for_log("no broker reached")
-        began = time.monotonic()
-        assert listener.stop() == 0
-        assert time.monotonic() - began < 0.5 + SLACK, "no wait is longer than half a second"
 
 
 def test_stops_while_connecting_to_a_host_that_does_not_answer(api: RoleApi) -> None:
@@ -4032,39 +3671,6 @@ def test_drain_moves_the_rest_to_the_retry_queue_when_k2hr3_is_in_trouble(
     assert command(cloud, "drain").returncode == 0
     assert api.deleted >= {*fresh, *waiting}
     assert broker.depth(RETRY).total == 0
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_drain_attempts_each_of_a_few_retries(
-    broker: Broker, api: RoleApi, cloud: Sections, command: Run, concurrency: int, count: int
-) -> None:
-    waiting = cuks(count)
-    fill(broker, RETRY, waiting, queue=POOL, attempts=9, last_failure=int(time.time()))
-    cloud["k2hr3"]["concurrency"] = concurrency
-    assert command(cloud, "drain").returncode == 0
-    assert asked(api, waiting) == sorted(waiting)
-    broker.wait_for_depth(RETRY, 0)
-
-
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_drain_whose_connection_is_lost_says_what_is_left(
-    broker: Broker, api: RoleApi, cloud: Sections, concurrency: int
-) -> None:
-    # Given a connection that is lost in the middle of the retries
-    waiting = cuks(12)
-    fill(broker, RETRY, waiting, queue=POOL, attempts=1)
-    api.delay = 0.1
-    cloud["k2hr3"]["concurrency"] = concurrency
-    with ListenerProcess(cloud, "drain") as process:
-        wait_until(lambda: len(api.deleted) >= 3, 20)
-        close_connections(broker)
-        code = process.process.wait(60)
-    # Then it has made them all, or says by 75 that it has not
-    wait_until(lambda: broker.depth(RETRY).unacked == 0)
-    left = broker.depth(RETRY).ready
-    assert set(waiting) <= api.deleted | set(instances_in(broker, RETRY))
-    assert code == (75 if left else 0), left
 
 
 def test_drain_ends_though_a_deletion_can_be_neither_made_nor_copied(
@@ -4531,30 +4137,6 @@ def test_dead_letters_are_listed_and_stay(broker: Broker, cloud: Sections, comma
     broker.delete_queue(DEAD)
     done = command(cloud, "dead-letters")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "k2hr3_osnl: none\n")
-
-
-def test_dead_letters_survive_being_listed_on_a_queue_with_a_delivery_limit(
-    broker: Broker, cloud: Sections, command: Run
-) -> None:
-    # Given a queue that drops what is returned for the fourth time
-    made_again(broker, DEAD, arguments={"x-queue-type": "quorum", "x-delivery-limit": 3})
-    letters = cuks(3)
-    fill(broker, DEAD, letters, queue=POOL, attempts=4, reason="431", doubt="done")
-    for _ in range(5):
-        done = command(cloud, "dead-letters", "--instance", letters[0].upper())
-        assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
-    broker.wait_for_depth(DEAD, 3)
-    assert instances_in(broker, DEAD) == letters
-    for message in broker.messages(DEAD):
-        found = headers(message)
-        assert found.pop("x-delivery-count") <= 2  # our own looks
-        found.pop("x-acquired-count", None)  # RabbitMQ 4.3 counts these, too
-        assert found == {
-            "x-k2hr3-queue": POOL,
-            "x-k2hr3-attempts": 4,
-            "x-k2hr3-reason": "431",
-            "x-k2hr3-doubt": "done",
-        }
 
 
 def test_dead_letters_are_replayed_to_where_they_came_from(
