@@ -2629,7 +2629,8 @@ def test_failed_copies_pause_all_for_longer_and_longer_and_are_one_error(
 ) -> None:
     neutron(*(f"none-{number}" for number in range(5)))
     sections = quick(mute, api, retry_interval_seconds=1)
-    with listening(sections, "k2hr3_osnl.Publisher.longest_pause = 4.0") as listener:
+    shorter = "k2hr3_osnl.Publisher.longest_pause = 4.0"
+    with listening(sections, f"{HURRIED}\n{shorter}") as listener:
         pauses = listener.wait_for_log(r"(?<=held instead; next try in )\d+", 20, 4)
         assert pauses[:4] == ["1", "2", "4", "4"]
         broker.wait_for_depth(POOL, 0, 5)
