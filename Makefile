@@ -28,11 +28,11 @@ SMOKE = every_deletion_from_every_driver_is_made \
 	any_exchange_and_default_queue_is_used_as_the_service_made_it \
 	an_attempt_that_fails_moves_the_deletion_to_the_retry_queue \
 	a_malformed_notification_becomes_a_dead_letter_with_a_reason \
-	a_fresh_delivery_that_came_before_moves_without_an_attempt \
-	a_memory_alarm_blocks_copies_and_nothing_else a_held_delivery_survives_30_reconnects \
-	deletions_arrive_over_tls recovers_with_deliveries_held recovers_from_a_consumer_timeout \
-	stops_in_the_middle_of_a_load drain_makes_what_is_queued_and_every_retry_whether_due_or_not \
+	queues_of_an_earlier_run_are_used_as_they_are \
+	deletions_arrive_over_tls recovers_with_deliveries_held stops_in_the_middle_of_a_load \
+	drain_makes_what_is_queued_and_every_retry_whether_due_or_not \
 	check_is_all_ok_where_a_listener_works dead_letters_are_replayed_to_where_they_came_from
+SMOKE_ROWS = alarm-api closed-connections consumer-timeout
 DEPENDENCIES = $(shell sed -n '/^\# dependencies/s/[^"]*\("[^]]*\).*/\1/p' k2hr3_osnl.py | tr -d ',')
 
 .PHONY: help demo unit test smoke mutants faults storm cloud bench lint matrix broker install uninstall clean
@@ -82,8 +82,9 @@ test: $(VENV)/ready .base/ready $(BROKER)  ## All tests, on a real broker; K=wor
 	$(BIN)/python -m pytest $(if $(K),-k "$(K)") \
 		$(if $(RELEASE),test_k2hr3_osnl.py lab lab/broker_tests.py)
 
-smoke: $(VENV)/ready $(BROKER)  ## RELEASE=trixie|sid: the tests that depend on the RabbitMQ
+smoke: $(VENV)/ready $(BROKER)  ## RELEASE=trixie|sid: the tests and faults that depend on the RabbitMQ
 	$(BIN)/python -m pytest $(SMOKE:%=test_k2hr3_osnl.py::test_%) $(if $(RELEASE),lab/broker_tests.py)
+	@$(BIN)/python -m lab.faults --quick $(SMOKE_ROWS)
 
 mutants: $(VENV)/ready  ## Mistakes planted in the module, and which rule of the model finds each
 	@$(BIN)/python -m lab.mutants
