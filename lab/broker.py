@@ -59,6 +59,9 @@ STOP_TIMEOUT = 60.0
 #: broker is down, such a connection could take its port, or connect to itself.
 PORTS = range(10000, 16000)
 
+#: One for each port that this process picked; see `free_port`.
+CLAIMS: list[socket.socket] = []
+
 PLUGINS = ("rabbitmq_management", "rabbitmq_prometheus", "rabbitmq_auth_mechanism_ssl")
 
 #: Tests share two cores with the broker: few threads, and none that spins while it waits.
@@ -103,14 +106,25 @@ class Message(NamedTuple):
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses, outside the range of outgoing connections."""
-    for port in random.sample(PORTS, 200):
+    """A TCP port of 127.0.0.1 that nobody uses, outside the range of outgoing connections.
+
+    It is this process's as long as that lives: others of the lab pick from the rest, even if
+    nothing listens there yet or any more. Linux forgets an abstract socket (the name begins with
+    NUL) with its process.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe:
             # A port whose last connection lingers in TIME_WAIT is free for a server.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
+            try:
+                claim.bind(f"\0k2hr3_osnl.lab.{port}")
                 probe.bind(("127.0.0.1", port))
-                return port
+            except OSError:
+                claim.close()
+                continue
+        CLAIMS.append(claim)
+        return port
     raise OSError(f"no free port found in {PORTS}")
 
 
