@@ -1996,6 +1996,11 @@ class Attempts:
                     taken.append(delivery)
             return taken
 
+    def forget_removed(self, cuk: str) -> None:
+        """Attempt deletions of an instance again, since K2HR3 may have kept a member of it."""
+        with self._changed:
+            self._removed.pop(cuk, None)
+
     def stop(self) -> None:
         """Give out no more jobs."""
         with self._changed:
@@ -2718,6 +2723,8 @@ class Listener:
         if is_slow or (error and error.may_have_acted):
             self._doubts.in_doubt.add(delivery.deletion.cuk)
         delivery.is_doubtful |= delivery.deletion.cuk in self._doubts.in_doubt
+        if delivery.is_doubtful:  # if it comes again, it must lead to a dead letter
+            self._attempts.forget_removed(delivery.deletion.cuk)
         if error is None:
             self.counters["succeeded"] += 1
             self.counters["last_success"] = int(self._clock.time())  # for `METRICS` only

@@ -2530,6 +2530,32 @@ def test_a_member_that_k2hr3_may_have_kept_is_one_dead_letter_for_a_person(
         assert re.search(" deleted=5 .* doubtful=1 ", listener.log)
 
 
+def test_a_doubt_outlives_the_connection_also_where_the_instance_was_removed_meanwhile(
+    broker: Broker, api: RoleApi, neutron: Callable[..., None]
+) -> None:
+    # Given an attempt that costs an instance its index only, and a success after it
+    api.register(CUK, ADDRESS)
+    api.fault = Kept(None, seconds=2)
+    sections = quick(broker.url(), api)
+    sections["oslo_messaging_notifications"].update(event_type="", publisher_id="")
+    whole, _ = k2hr3_osnl.sample_message("nova", Deletion(CUK))
+    neutron(CUK)
+    publish(broker, whole)
+    with listening(sections) as listener:
+        wait_until(lambda: api.under_way)
+        api.fault = None
+        broker.alarm(True)  # no copies
+        try:
+            listener.wait_for_log(f"deleted instance={CUK} host=all", 20)
+            # When the connection is lost, and both come again
+            close_connections(broker)
+        finally:
+            broker.alarm(False)
+        # Then there is a letter
+        broker.wait_for_depth(DEAD, 1, timeout=30)
+        assert headers(broker.messages(DEAD)[0])["x-k2hr3-doubt"] == "done"
+
+
 # --- No message is ever in none of the queues ----------------------------------------------------
 
 #: Ends the program when a copy is confirmed and its original not yet acked.
