@@ -123,6 +123,8 @@ def memory_alarm(on: bool, storm: Storm, _which: int) -> None:
 
 def policy(definition: dict[str, Any], pattern: str, storm: Storm, _which: int) -> None:
     """A policy of others; what it discards goes to the checker's queue."""
+    if "delivery-limit" in definition and not storm.parts.quorum:
+        return  # a classic queue has none, and RabbitMQ then applies nothing of the policy to it
     storm.broker.policy("theirs", pattern, {**definition, "dead-letter-exchange": GRAVE})
 
 
