@@ -140,8 +140,9 @@ def fate(history: History, event: Event) -> str:
 
 
 def doubt_was_interrupted(history: History, cuk: str) -> bool:
-    """Tell if a process or a connection may have ended between the first doubtful attempt on an
-    instance and the letter that follows the next success: then nobody remembers the doubt."""
+    """Tell if a process may have ended between the first doubtful attempt on an instance and the
+    letter that follows the next success: then nobody remembers the doubt. The same may be where a
+    connection ended and another listener got the deliveries, which does not know of it."""
     late = history.settings["timeout"]  # so long, or longer if the listener was paused
     requests = [each for each in history.all["request"] if each["cuk"] == cuk]
     doubtful = [
@@ -156,8 +157,12 @@ def doubt_was_interrupted(history: History, cuk: str) -> bool:
     told = min(done, default=begun + RECOVERY) + SLACK
     if any(touches(each) in HOLD_COPIES for each in history.interruptions_in(begun, told)):
         told += RECOVERY
+    lives = [each for each in history.processes if each.who not in ("dead-letters", "delete")]
+    if any(begun - 1 <= each.ended <= told for each in lives):
+        return True
     ended = history.interruptions_in(begun - 1, told)
-    return any(touches(each) in END_CONNECTIONS or each.name == "drain" for each in ended)
+    is_alone = len({each.who for each in lives if each.begun <= told and begun <= each.ended}) == 1
+    return not is_alone and any(touches(each) in END_CONNECTIONS for each in ended)
 
 
 def touches(fault: Span) -> str:

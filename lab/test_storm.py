@@ -67,7 +67,7 @@ TOLD = {
     "waiting": [*NOT_MADE, found(RETRY)],
     "dead with reason": [*NOT_MADE, found("k2hr3_osnl.dead_letter", reason="no")],
     "doubtful and told": [*KEPT, found("k2hr3_osnl.dead_letter", reason="?", doubt="done")],
-    "doubt forgotten in a crash": [*KEPT, fault("listener killed", 11, 12)],
+    "doubt forgotten in a crash": [*KEPT, process("0", 0, 11, how="killed", code=-9)],
     "discarded by a fault": [*NOT_MADE, found(RETRY, "grave")],
     "lost": NOT_MADE,
 }
@@ -79,6 +79,11 @@ def test_each_end_of_a_deletion_has_its_column(column: str) -> None:
 
 
 DELETED = event("deleted", 12, begun=11.9, queue=RETRY, left=1, unacked=0)
+
+
+def test_a_doubt_of_a_listener_that_lives_and_is_alone_is_not_forgotten_with_a_connection() -> None:
+    cut = fault("network cut", 11, 11, 0)
+    assert judged(*KEPT, cut, process("0", 0, 300)).figures["lost"] == 1
 
 
 def test_what_goes_unseen_with_a_deleted_queue_is_not_lost() -> None:
