@@ -62,7 +62,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import Empty, Full, SimpleQueue
 from typing import Any, Callable, Deque, Dict, NamedTuple, Optional, Tuple, Union, cast
 
 try:
@@ -1367,6 +1367,19 @@ class RoleApi:
             response.close()
         response.release_conn()
 
+    def close_idle(self) -> None:
+        """Close the connections that no attempt uses; the next attempts open them again."""
+        idle = self._pool.pool
+        taken = []
+        with contextlib.suppress(Empty):
+            while True:
+                taken.append(idle.get_nowait())
+        for connection in taken:
+            if connection:
+                connection.close()
+            with contextlib.suppress(Full):  # a worker may have given one back meanwhile
+                idle.put_nowait(connection)
+
     def _no_answer_error(self, error: Exception, seconds: float) -> RoleApiError:
         timed_out = isinstance(error, (urllib3.exceptions.TimeoutError, socket.timeout))
         was_connected = not isinstance(error, NOT_CONNECTED)
@@ -2438,6 +2451,7 @@ class Listener:
                     self._finish(session)
             except (amqp.AMQPError, OSError, Error) as error:
                 self._tell_of_broker(explain(error))
+                self.role_api.close_idle()  # they may take the descriptors that connecting needs
             except Exception:  # only `stop` ends the listener
                 LOG.exception("unexpected error; connecting again")
             self._wait(pause)

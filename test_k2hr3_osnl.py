@@ -1809,6 +1809,16 @@ def test_a_connection_idle_for_4_seconds_is_not_used_again(
     assert (len(api.requests), api.connections) == (2, 2)
 
 
+def test_idle_connections_can_be_closed_and_are_opened_again(api: RoleApi) -> None:
+    role_api = client(api.url, concurrency=2)
+    role_api.delete(INSTANCE)
+    role_api.close_idle()
+    to_api = [each.raddr for each in psutil.Process().net_connections() if each.status != "LISTEN"]
+    assert ("127.0.0.1", urllib.parse.urlsplit(api.url).port) not in to_api
+    role_api.delete(INSTANCE)
+    assert (len(api.requests), api.connections) == (2, 2)
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_kept_alive_connection_that_the_api_closes_costs_one_attempt_at_most(
     api: RoleApi, reset: bool
