@@ -113,40 +113,6 @@ QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": 2_000_000_000}
 SLACK = 1.0
 
 
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates for this run."""
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="session")
-def served(certificates: Certificates) -> Pair:
-    """The files that the broker serves, whatever certificate is copied there."""
-    pair = Pair(certificates.folder / "served.crt", certificates.folder / "served.key")
-    for source, target in zip(certificates.server, pair):
-        shutil.copy(source, target)
-    return pair
-
-
-@pytest.fixture(scope="session")
-def the_broker(certificates: Certificates, served: Pair) -> Iterator[Broker]:
-    """One RabbitMQ for all tests, also those that kill it or raise its alarm."""
-    with Broker(certificates, served) as broker:
-        yield broker
-
-
-@pytest.fixture
-def broker(the_broker: Broker) -> Broker:
-    """The RabbitMQ, running, without queues and exchanges of an earlier test."""
-    the_broker.start()
-    for name in the_broker.queues():
-        the_broker.delete_queue(name)
-    for name in the_broker.exchanges():
-        if name and not name.startswith("amq."):
-            the_broker.delete_exchange(name)
-    return the_broker
-
-
 @pytest.fixture
 def neutron(broker: Broker) -> Callable[..., None]:
     """Publishes what Neutron says when a port of each of these instances is deleted; the exchange

@@ -6,19 +6,48 @@ of one of these.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
 
 from lab.broker import Broker
+from lab.certificates import Certificates, Pair
 from lab.role_api import RoleApi
 
 
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates for this run."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def served(certificates: Certificates) -> Pair:
+    """The files that the broker serves, whatever certificate is copied there."""
+    pair = Pair(certificates.folder / "served.crt", certificates.folder / "served.key")
+    for source, target in zip(certificates.server, pair):
+        shutil.copy(source, target)
+    return pair
+
+
 @pytest.fixture(scope="module")
-def the_broker() -> Iterator[Broker]:
-    """A RabbitMQ for all tests of a file."""
-    with Broker() as broker:
+def the_broker(certificates: Certificates, served: Pair) -> Iterator[Broker]:
+    """One RabbitMQ for all tests of a file, also those that kill it or raise its alarm."""
+    with Broker(certificates, served) as broker:
         yield broker
+
+
+@pytest.fixture
+def broker(the_broker: Broker) -> Broker:
+    """The RabbitMQ, running, without queues and exchanges of an earlier test."""
+    the_broker.start()
+    for name in the_broker.queues():
+        the_broker.delete_queue(name)
+    for name in the_broker.exchanges():
+        if name and not name.startswith("amq."):
+            the_broker.delete_exchange(name)
+    return the_broker
 
 
 @pytest.fixture
