@@ -1375,9 +1375,10 @@ class RoleApi:
             while True:
                 taken.append(idle.get_nowait())
         for connection in taken:
-            if connection:
-                connection.close()
-            with contextlib.suppress(Full):  # a worker may have given one back meanwhile
+            # Full: a worker may have given one back meanwhile
+            with contextlib.suppress(OSError, Full):
+                if connection:
+                    connection.close()
                 idle.put_nowait(connection)
 
     def _no_answer_error(self, error: Exception, seconds: float) -> RoleApiError:
