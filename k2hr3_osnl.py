@@ -567,11 +567,14 @@ def _read_file(file: str, settings: Settings) -> None:
     try:
         with open(file, encoding="utf-8-sig") as lines:
             # section names in lower case, so that a section in two spellings is one section
-            parser.read_file(line.lower() if line.startswith("[") else line for line in lines)
+            lower = (line.lower() if line.startswith("[") else line for line in lines)
+            parser.read_file(lower, "settings")
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        # configparser's own text would quote the line, which may hold a password
-        line = re.search(r"line:? +(\d+)", str(error))
-        what = f"line {line[1]} is not an option = value" if line else error
+        what = getattr(error, "strerror", None) or error
+        if isinstance(error, configparser.Error):
+            # its own text would quote the line, which may hold a password
+            number = re.findall(r"line:? +(\d+)", str(error))[0]  # of the first wrong line
+            what = f"line {number} is not an option = value"
         raise ConfigError(
             f"{file}: {what}: expected a text file of [section] and option = value"
         ) from None
@@ -691,7 +694,7 @@ def _unknown_sections(settings: Settings) -> Iterator[str]:
     for section in settings:
         table = section.partition(":")[0]
         for nearest in difflib.get_close_matches(table, OPTIONS, 1, RESEMBLING):
-            if nearest != table:
+            if section != nearest and table != NOTIFICATIONS:
                 yield f"[{section}]: unknown; the nearest known is [{nearest}]"
 
 
@@ -940,14 +943,7 @@ def decode(body: bytes, properties: pika.BasicProperties) -> Notification:
     """
     message = _parse_json(_unpack(body, properties))
     if "oslo.version" in message and "oslo.message" in message:
-        version = message["oslo.version"]
-        text = message["oslo.message"]
-        # all 2.x are compatible
-        if not isinstance(version, str) or not re.fullmatch(r"2\.\d+(\..*)?", version):
-            raise MalformedNotification(f"envelope version {version!r} is not 2.x")
-        if not isinstance(text, str):
-            raise MalformedNotification("oslo.message is not a string")
-        message = _parse_json(text)
+        message = _open_envelope(message["oslo.version"], message["oslo.message"])
     for name in ("publisher_id", "event_type", "priority"):
         if not isinstance(message.get(name), str):
             raise MalformedNotification(f"{name} is missing or not a string")
@@ -979,6 +975,18 @@ def _unpack(body: bytes, properties: pika.BasicProperties) -> str:
         raise MalformedNotification(f"compression {compression!r} is not known") from None
     except (zlib.error, OSError) as error:
         raise MalformedNotification(f"the body is not {compression!r}: {error}") from None
+
+
+def _open_envelope(version: Any, text: Any) -> dict[str, Any]:
+    try:  # all 2.x are compatible, so only the major number is checked
+        major, _minor = map(int, version.split(".")[:2])
+    except (AttributeError, ValueError):
+        major = 0
+    if major != 2:
+        raise MalformedNotification(f"envelope version {version!r} is not 2.x")
+    if not isinstance(text, str):
+        raise MalformedNotification("oslo.message is not a string")
+    return _parse_json(text)
 
 
 def _parse_json(text: str) -> dict[str, Any]:
@@ -1101,7 +1109,9 @@ def _instance_deletion(id_key: str, payload: Mapping[str, Any], event_type: str)
     instance.update. So the state decides. A delete.end without any state was made by hand; it is
     accepted as a deletion.
     """
-    instance = _get(payload, "nova_object.data", dict) or payload
+    instance = payload
+    if "nova_object.data" in payload:
+        instance = _get(payload, "nova_object.data", dict) or {}
     by_default = "deleted" if event_type.endswith(".delete.end") else "unknown"
     state = instance.get("state", by_default)
     if not isinstance(state, str):
@@ -3782,7 +3792,8 @@ def _lines(arguments: argparse.Namespace) -> list[str]:
         return [" ".join([arguments.instance, *arguments.ip])]
     if arguments.ip:
         raise UsageError("delete -: write the addresses into the lines of standard input")
-    cast(Any, sys.stdin).reconfigure(errors="backslashreplace")  # so that it can be printed
+    for stream in (sys.stdin, sys.stdout):  # bytes that are not UTF-8 are printed unchanged
+        cast(Any, stream).reconfigure(errors="surrogateescape")
     return [line.strip() for line in sys.stdin if line.strip()]
 
 

@@ -807,6 +807,12 @@ def test_the_program_ends_with_78_and_one_line_that_names_the_file(
     assert SECRET not in line
 
 
+def test_a_settings_file_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+    file = tmp_path / "line 12.ini"
+    with pytest.raises(ConfigError, match=f"^{file}: No such file or directory: expected a text"):
+        Config.load(str(file))
+
+
 #: What a file says, and one expression for each warning. FILE is the certificate of a CA.
 WARNINGS = [
     ("[k2hr3]\napi_uri = s3cret", [r"ini: \[k2hr3\] api_uri: .*nearest known is api_url$"]),
@@ -817,6 +823,7 @@ WARNINGS = [
     (f"[{RABBIT}]\nuse_ssl = true", ["use_ssl: unknown; the nearest known is ssl"]),
     ("[DEFAULT]\nlog_fil = s3cret", [r"\[DEFAULT\] log_fil: .*nearest known is log_file$"]),
     ("[k2hr]\napi_url = s3cret", [r"\[k2hr\]: .*the nearest known is \[k2hr3\]$"]),
+    ("[k2hr3:x]\napi_url = s3cret", [r"\[k2hr3:x\]: unknown; the nearest known is \[k2hr3\]$"]),
     ("[oslo_messaging_rabbitmq]", [rf"\[oslo_messaging_rabbitmq\]: .*is \[{RABBIT}\]$"]),
     ("[oslo_messaging_notification:nova]", [rf"_notification:nova\]: .*is \[{NOTIFICATIONS}\]$"]),
     ("[k2hr3]\ntimeout_seconds = 0", [r"\[k2hr3\] timeout_seconds = 0: expected .*; 1 is used$"]),
@@ -1074,7 +1081,7 @@ def properties(compression: Any = None) -> pika.BasicProperties:
     )
 
 
-@pytest.mark.parametrize("version", [None, "2.0", "2.1", "2.17"])
+@pytest.mark.parametrize("version", [None, "2.0", "2.1", "2.17", " 2.0", "02.0"])
 @compressions
 def test_notifications_are_read_from_every_envelope_and_compression(
     version: str | None, compress: Any, compression: str | None
@@ -1390,6 +1397,8 @@ NO_UUIDS = (
         ({"port": "x"}, "port is a str"),
         ({"port": []}, "port is a list"),
         *(({"nova_object.data": data}, "not a UUID") for data in (None, {}, {"uuid": 7})),
+        ({"nova_object.data": None, "uuid": CUK}, "not a UUID"),
+        ({"nova_object.data": {}, "uuid": CUK}, "not a UUID"),
         ({"nova_object.data": []}, "data is a list"),
         *(({"instance_id": bad}, "not a UUID") for bad in (None, "7", {"x": CUK}, [CUK])),
     ],
@@ -4002,8 +4011,8 @@ def test_delete_prints_the_lines_that_failed_to_be_fed_in_again(api: RoleApi, co
 def test_delete_takes_any_bytes_on_standard_input(api: RoleApi, command: Run) -> None:
     strict = {"PYTHONIOENCODING": "utf-8:strict"}
     sections = settings(NOBODY, api.url)
-    command(sections, "delete", "-", given=b"\xff\xfe\n", environment=strict, code=1)
-    assert api.requests == []
+    done = command(sections, "delete", "-", given=b"\xff\xfe\n", environment=strict, code=1)
+    assert (done.stdout, api.requests) == ("\ufffd\ufffd\n", [])  # two bytes that are no UTF-8
 
 
 @pytest.mark.slow
