@@ -3744,7 +3744,7 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
     example:  k2hr3-osnl-catch-up --since 3h | k2hr3_osnl.py delete --queue -
     """
     lines = _lines(arguments)
-    left = list(lines)
+    left = dict(enumerate(lines))
     breaker = Breaker(config.k2hr3.retry_interval_seconds)
     word = "queued" if arguments.queue else "deleted"
     with contextlib.ExitStack() as stack:
@@ -3758,15 +3758,15 @@ def delete(config: Config, arguments: argparse.Namespace) -> int:
         else:
             make = partial(_delete, RoleApi(config.k2hr3), breaker, config.k2hr3.max_retries)
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(lines):
             if breaker.open:
                 break
             if _make(make, word, line):
-                left.remove(line)
-            show_progress(number, len(lines) - number)
+                del left[number]
+            show_progress(number + 1, len(lines) - number - 1)
     if arguments.instance == "-":
         tell(f"{len(lines) - len(left)} {word}, {len(left)} not", logging.INFO)
-    for line in left:
+    for line in left.values():
         print(line)
     return int(bool(left))
 
