@@ -251,25 +251,25 @@ def deleted_queues_are_told(history: History) -> Iterator[str]:
             yield f"not told: {each['queue']} was deleted at {each['t']} s"
 
 
+def is_success(request: Event) -> bool:
+    """Tell if K2HR3 answered 2xx."""
+    return (request["status"] or 0) // 100 == 2
+
+
 def one_at_a_time(history: History) -> Iterator[str]:
     """After a failure one request at a time, until the next success (DESIGN 3.3)."""
     for api in range(len(history.settings["concurrency"])):
         requests = [each for each in history.all["request"] if each["api"] == api]
-        ended = [
-            (each["ended"], each["status"] or 0, each["begun"])
-            for each in requests
-            if each["ended"]
-        ]
-        ends = sorted(ended, key=itemgetter(0))
+        ended = sorted((each for each in requests if each["ended"]), key=itemgetter("ended"))
         begins = [life.begun for life in history.processes if life.who == str(api)]
         resumed = [fault.ended for fault in history.faults if fault.name == "listener paused"]
         for each in requests:
             now = each["begun"]
             began = max((when for when in begins if when <= now), default=now)
             # a request of an earlier process can end after that process
-            known = [end for end in ends if began <= end[2] and end[0] <= now - KNOWN]
-            succeeded = any(end[1] // 100 == 2 for end in ends if now - SLACK < end[0] <= now)
-            is_failing = known and known[-1][1] // 100 != 2 and not succeeded
+            known = [one for one in ended if began <= one["begun"] and one["ended"] <= now - KNOWN]
+            recent = [one for one in ended if now - SLACK < one["ended"] <= now]
+            is_failing = known and not any(map(is_success, [known[-1], *recent]))
             is_new = any(now - SLACK < when <= now for when in (began, *resumed))
             others = any(one["begun"] < now < (one["ended"] or now) for one in requests)
             if is_failing and others and not is_new:
