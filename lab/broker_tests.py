@@ -26,19 +26,10 @@ REFUSED = ("transient_nonexcl_queues", "global_qos")
 
 @pytest.fixture(scope="module")
 def the_broker() -> Iterator[Broker]:
+    """A RabbitMQ that refuses those."""
     config = {f"deprecated_features.permit.{name}": "false" for name in REFUSED}
     with Broker(config=config) as broker:
         yield broker
-
-
-@pytest.fixture
-def broker(the_broker: Broker) -> Broker:
-    """A RabbitMQ that refuses those, without the queues and the exchange of another test."""
-    for name in the_broker.queues():
-        the_broker.delete_queue(name)
-    if "neutron" in the_broker.exchanges():
-        the_broker.delete_exchange("neutron")
-    return the_broker
 
 
 def publish(service: Notifier) -> None:

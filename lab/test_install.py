@@ -64,17 +64,15 @@ REMOVE = [
 
 
 @pytest.fixture
-def broker(the_broker: Broker) -> Broker:
-    """A RabbitMQ with Neutron's exchange and our queues, empty, the first one bound."""
-    for name in the_broker.queues():
-        the_broker.delete_queue(name)
-    with closing(the_broker.amqp()) as connection:
+def broker(broker: Broker) -> Broker:
+    """The emptied RabbitMQ, with Neutron's exchange and our queues, the first one bound."""
+    with closing(broker.amqp()) as connection:
         channel = connection.channel()
         channel.exchange_declare("neutron", "topic", durable=True)
         for name in (POOL, RETRY, DEAD):
             channel.queue_declare(name, durable=True)
         channel.queue_bind(POOL, "neutron", "notifications.info")
-    return the_broker
+    return broker
 
 
 @pytest.fixture
